@@ -1,0 +1,41 @@
+"""Where a step runs: in this process, or on a Ray cluster. The same step functions serve both.
+
+Notable: a small job on one machine pays no cluster start. `auto` uses Ray when this process already belongs to a
+cluster (`ray job submit`, `RAY_ADDRESS`, an earlier `ray.init`) or when the corpus is large, and runs in-process
+otherwise. Ray is imported only where it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal, TypeAlias
+
+Runtime: TypeAlias = Literal["auto", "local", "ray"]
+
+AUTO_RAY_PASSAGES = 50_000
+"""`auto` goes to Ray from this many passages on: below it, starting a cluster costs more than it gains."""
+
+
+def uses_ray(runtime: Runtime, *, num_passages: int) -> bool:
+    """Whether a step over `num_passages` runs on Ray."""
+    if runtime != "auto":
+        return runtime == "ray"
+    return in_cluster() or num_passages >= AUTO_RAY_PASSAGES
+
+
+def in_cluster() -> bool:
+    """Whether this process was started by, or already talks to, a Ray cluster."""
+    if "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return True
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def connect() -> None:
+    """Joins the cluster of `RAY_ADDRESS` or a running local one, or starts one; does nothing when connected."""
+    import ray
+
+    if not ray.is_initialized():
+        # A dashboard that is looked at comes with `ray start`; a cluster started for one job spares itself its cost.
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="warning")
