@@ -12,8 +12,6 @@ never as a pickled object. `examples/add_a_method.py` writes one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-
 from raydr.config import Component, Config
 from raydr.errors import ConfigError
 from raydr.protocols import Encoder, QueryRefiner, Reranker
@@ -31,6 +29,10 @@ class Method(ABC):
     @abstractmethod
     def build_encoder(self) -> Encoder:
         """The encoder of queries and passages."""
+
+    def encoder(self) -> Encoder:
+        """`build_encoder` with the method's preprocessing in front: what every verb and deployment encodes with."""
+        return MethodEncoder(self)
 
     def preprocess_query(self, query: Query) -> Query:
         """What is done to a query's text before it is encoded; the very same code runs in batch search and serving."""
@@ -58,7 +60,7 @@ def build_method(component: Component) -> Method:
 
 
 class MethodEncoder:
-    """A method's encoder with the method's preprocessing in front: what every verb and deployment encodes with."""
+    """A method's encoder with the method's preprocessing in front."""
 
     def __init__(self, method: Method) -> None:
         self._method = method
@@ -82,16 +84,3 @@ class MethodEncoder:
 
     def encode_passages(self, passages):  # noqa: ANN001, ANN201 (signature of Encoder)
         return self._encoder.encode_passages([self._method.preprocess_passage(p) for p in passages])
-
-
-class EncoderFactory:
-    """A picklable `() -> Encoder` for Ray actors: carries the method's configuration, builds where it is called."""
-
-    def __init__(self, component: Component) -> None:
-        self.component = component
-
-    def __call__(self) -> MethodEncoder:
-        return MethodEncoder(build_method(self.component))
-
-
-BuildEncoder = Callable[[], Encoder]

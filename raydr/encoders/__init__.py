@@ -1,0 +1,1 @@
+"""Encoders: a checkpoint, a tokenizer and a backend behind the `Encoder` protocol. No Ray."""

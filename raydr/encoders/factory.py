@@ -1,0 +1,30 @@
+"""An encoder as something that can be sent to a Ray actor or a Serve replica: configuration now, weights there.
+
+    build_encoder = EncoderFactory(Component(import_path="raydr.methods.zero_shot:ZeroShot"))
+    build_encoder().encode_queries([Query("q1", "how do I join two frames")])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from raydr.config import Component
+from raydr.errors import ConfigError
+from raydr.protocols import Encoder
+
+BuildEncoder: TypeAlias = Callable[[], Encoder]
+
+
+@dataclass(frozen=True)
+class EncoderFactory:
+    """A picklable `() -> Encoder`: names a method, builds its encoder (preprocessing included) where it is called."""
+
+    method: Component
+
+    def __call__(self) -> Encoder:
+        method = self.method.build()
+        if not hasattr(method, "encoder"):
+            raise ConfigError(f"method {self.method.import_path}: {type(method).__name__} is not a raydr Method")
+        return method.encoder()
