@@ -1,0 +1,14 @@
+"""Builds the index of an embedded corpus; leaves OUT/index.
+
+    python jobs/index.py jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
+    ray job submit --working-dir . -- python jobs/index.py jobs/configs/zero_shot.yaml data.path=/abs/DIR out=/abs/OUT
+
+In a Ray job, give absolute paths: a relative one would lie in the job's own copy of the working directory.
+"""
+
+import sys
+
+from raydr.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["index", *sys.argv[1:]]))

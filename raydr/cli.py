@@ -1,0 +1,239 @@
+"""The `raydr` command: what a person types. It parses, calls the same functions as the jobs, and prints.
+
+Notable: results go to stdout, progress and notes to stderr; exit status 0 is success, 1 a failure, 2 a mistake in what
+was asked (config, data, artifact) with one message that says what to do; heavy imports happen inside the commands, so
+`raydr --help` is immediate.
+
+    raydr demo
+    raydr search "join two data frames on a column"
+    raydr reproduce jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raydr.errors import ConfigError, RaydrError
+from raydr.version import __version__
+
+DEMO_INDEX = Path("runs/demo/index")
+
+_VERBS = {
+    "ingest": "read and check a corpus, its queries and judgements (OUT/corpus)",
+    "embed": "embed a corpus (OUT/corpus, OUT/embed)",
+    "index": "build the FAISS shards and the BM25 side (OUT/index)",
+    "search": "search: type a query, or give a config to search with a whole query set (OUT/search/run.trec)",
+    "evaluate": "measure a run against judgements (OUT/evaluate/metrics.json, report.html)",
+    "reproduce": "all of the above in order, skipping what is finished",
+}
+
+_EPILOG = """\
+start here:
+  raydr doctor                                    is this machine ready?
+  raydr demo                                      embed, index, evaluate and serve this environment's own documentation
+  raydr search "join two data frames"             search what the demo indexed, without a server
+
+your own collection (a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv):
+  raydr reproduce jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
+  raydr serve OUT/index                           the search page and the HTTP API on http://127.0.0.1:8000
+
+on a cluster: ray job submit --working-dir . -- python jobs/reproduce.py CONFIG.yaml key=value ...
+"""
+
+_VERB_EPILOG = """\
+key=value sets any field of the config by its dotted name; the value is read as YAML:
+  data.path=DIR  data.split=test  out=OUT  runtime=ray  search.k=100  evaluate.measures=[nDCG@10,AP]
+`--dry-run` prints the resolved config; docs/configuration.md lists every field.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = _parse(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except RaydrError as error:
+        print(f"raydr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("raydr: interrupted; run the same command again and it goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `raydr ... | head`: the reader has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses, and takes `key=value` also after an option, where argparse has closed the list of positionals."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raydr",
+        description="Dense retrieval, end to end, on a Ray cluster, with the same code on a laptop.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"raydr {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    for verb, help_text in _VERBS.items():
+        _add_verb(commands, verb, help_text)
+    _add_serve(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, help_text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_verb(commands: Any, verb: str, help_text: str) -> None:
+    parser = _command(commands, verb, _run_verb, help_text, _VERB_EPILOG)
+    parser.set_defaults(verb=verb)
+    if verb == "search":
+        parser.set_defaults(run=_run_search)
+        parser.add_argument("config", metavar="QUERY|CONFIG", help="words to search for, or a YAML config")
+        parser.add_argument("--index", type=Path, default=DEMO_INDEX, help="index to search (default: the demo's)")
+        parser.add_argument("-k", type=int, default=5, help="number of results (default: 5)")
+        parser.add_argument("--mode", choices=["dense", "bm25", "hybrid"], default="dense", help="default: dense")
+    else:
+        parser.add_argument("config", metavar="CONFIG", help="a YAML config, such as jobs/configs/zero_shot.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the config")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--output", choices=["text", "json"], default="text", help="form of the result on stdout")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        _run_demo,
+        "search the documentation of the packages installed here: embed, index, evaluate, serve",
+        "A second run reuses what is finished. Stop the server with Ctrl-C.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="size=all takes everything (or size=3000)")
+    parser.add_argument("--out", type=Path, default=DEMO_INDEX.parent, help="folder of the artifacts (runs/demo)")
+    parser.add_argument("--port", type=int, default=8000, help="port of the search page on 127.0.0.1 (8000)")
+    parser.add_argument("--no-serve", action="store_true", help="stop after the evaluation")
+
+
+def _add_serve(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "serve",
+        _run_serve,
+        "serve an index: the search page and the HTTP API",
+        "For replicas, autoscaling, API keys and limits use a Serve config: serve run serve_configs/search.yaml",
+    )
+    parser.add_argument("index", nargs="?", type=Path, default=DEMO_INDEX, help="index to serve (default: the demo's)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = _command(commands, "doctor", _run_doctor, "check this machine and say what is missing")
+    parser.add_argument("--ray", action="store_true", help="also start a small Ray cluster and run a task on it")
+    parser.add_argument("--output", choices=["text", "json"], default="text", help="form of the result on stdout")
+
+
+def _run_verb(arguments: argparse.Namespace) -> int:
+    from raydr.config import load
+    from raydr.verbs.config import RunConfig
+
+    config = load(RunConfig, arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        import yaml
+
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+        return 0
+    _warn_of_paths_inside_a_job(config.out)
+    artifact = _verb_function(arguments.verb)(config)
+    if arguments.output == "json":
+        print(json.dumps({"artifact": str(artifact.path), **artifact.manifest.model_dump(exclude={"files"})}, indent=2))
+    elif artifact.manifest.kind == "evaluation":
+        print((artifact.path / "summary.txt").read_text(), end="")
+    else:
+        print(artifact.path)
+    return 0
+
+
+def _verb_function(verb: str) -> Any:
+    from importlib import import_module
+
+    return getattr(import_module(f"raydr.verbs.{verb}"), verb)
+
+
+def _warn_of_paths_inside_a_job(out: Path) -> None:
+    if "runtime_resources" in str(Path.cwd()) and not out.is_absolute():
+        print(
+            f"raydr: out={out} lies in this job's copy of the working directory, {Path.cwd()}; "
+            "give an absolute path to keep the results",
+            file=sys.stderr,
+        )
+
+
+def _run_search(arguments: argparse.Namespace) -> int:
+    text = arguments.config
+    if text.endswith((".yaml", ".yml")):
+        return _run_verb(arguments)
+    if arguments.overrides:
+        raise ConfigError(f"quote the query: raydr search {' '.join([text, *arguments.overrides])!r}")
+    from raydr.verbs.query import answer, print_hits
+
+    hits = answer(arguments.index, text, k=arguments.k, mode=arguments.mode)
+    if arguments.output == "json":
+        print(json.dumps(hits, indent=2))
+    else:
+        print_hits(hits, query=text)
+    return 0
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from raydr.config import load
+    from raydr.verbs.demo import DemoConfig, demo
+
+    overrides = [*arguments.overrides, f"out={arguments.out}", f"port={arguments.port}"]
+    demo(load(DemoConfig, None, [*overrides, f"serve={str(not arguments.no_serve).lower()}"]))
+    return 0
+
+
+def _run_serve(arguments: argparse.Namespace) -> int:
+    from raydr.verbs.serve import serve_until_interrupted
+
+    serve_until_interrupted(arguments.index, host=arguments.host, port=arguments.port)
+    return 0
+
+
+def _run_doctor(arguments: argparse.Namespace) -> int:
+    from raydr.doctor import as_json, as_table, run_doctor
+
+    checks = run_doctor(with_ray=arguments.ray)
+    print(as_json(checks) if arguments.output == "json" else as_table(checks))
+    return 1 if any(check.status == "fail" for check in checks) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""The schema of a run: where the data is, which method, and the settings of each verb.
+
+Notable: it only gathers the schemas that live next to the code that reads them; `docs/configuration.md` is generated
+from it. The smallest config is `data: {path: DIR}`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from raydr.config import Component, Config
+from raydr.data.config import DataConfig
+from raydr.evaluation.config import EvaluateConfig
+from raydr.index.config import IndexConfig
+from raydr.runtime import Runtime
+from raydr.stages.config import EmbedConfig, SearchConfig
+
+
+class RunConfig(Config):
+    """One run over one corpus: every artifact lies in a folder of `out` named after the verb that makes it."""
+
+    out: Path = Path("runs/run")
+    """Folder of the run's artifacts: corpus, embed, index, search, evaluate."""
+    runtime: Runtime = "auto"
+    """`ray`: on a Ray cluster; `local`: in this process; `auto`: on Ray when inside a Ray job or the corpus is large."""
+    data: DataConfig
+    """The corpus, and the queries and judgements where there are any."""
+    method: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
+    """What encodes: a method by import path, with its arguments."""
+    embed: EmbedConfig = Field(default_factory=EmbedConfig)
+    """Embedding the corpus."""
+    index: IndexConfig = Field(default_factory=IndexConfig)
+    """Building the index."""
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    """Searching it with the queries of the split."""
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    """Measuring the run against the judgements."""
