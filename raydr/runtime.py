@@ -26,7 +26,8 @@ def uses_ray(runtime: Runtime, *, num_passages: int) -> bool:
 
 def in_cluster() -> bool:
     """Whether this process was started by, or already talks to, a Ray cluster."""
-    if "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    # RAY_ADDRESS=local asks for a new cluster of one's own: it names none to belong to.
+    if os.environ.get("RAY_ADDRESS", "local") != "local" or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return True
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()

@@ -1,0 +1,102 @@
+"""Fixtures every test may use: one small Ray cluster per session, the shared collections, a tiny corpus.
+
+Notable: tests that start Ray carry `@pytest.mark.ray` and take `ray_cluster`; the cluster is always a new local one,
+so a developer's own cluster is never touched. Real collections lie outside the repository (`RAYDR_DATA`, by default
+`../shared/data` beside the checkout); a test that needs one is skipped where it is absent.
+
+    pytest -m "not ray and not slow"        the quick part
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Tests never join a cluster that happens to run here, and never reach out for models or telemetry.
+os.environ["RAY_ADDRESS"] = "local"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+TINY_PASSAGES = {
+    "bm25": ("Term weighting", "A ranking function that weighs rare terms more than frequent ones."),
+    "cat": ("Cat", "A small furry animal that purrs and hunts mice at night."),
+    "compass": ("Compass", "An instrument whose magnetic needle points north and guides sailors."),
+    "dog": ("Dog", "A loyal animal that barks, guards the house and follows people."),
+    "faiss": ("", "A library for nearest neighbour search among dense vectors."),
+    "moon": ("Moon", "The natural satellite of the Earth; its pull causes the tides."),
+    "piano": ("Piano", "A keyboard instrument whose hammers strike strings."),
+    "ray": ("Cluster computing", "A system that runs Python functions on many machines."),
+    "sun": ("Sun", "The star at the centre of the planets, source of light and heat."),
+    "wheat": ("Wheat", "A cereal grain that is ground into flour and baked into bread."),
+}
+TINY_QUERIES = {
+    "q1": ("which pet catches mice", {"cat": 2, "dog": 1}),
+    "q2": ("why does the sea rise and fall", {"moon": 1}),
+    "q3": ("find similar embeddings quickly", {"faiss": 1}),
+}
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster of two CPUs, shared by the session."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real collections; skips where there is none."""
+    path = Path(os.environ.get("RAYDR_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no collections at {path} (set RAYDR_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def collection(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """`collection("scifact")` is that collection's folder; skips where it is absent."""
+
+    def find(name: str) -> Path:
+        path = request.getfixturevalue("data_dir") / name
+        if not path.is_dir():
+            pytest.skip(f"no collection {name!r} at {path}")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def tiny_beir(tmp_path: Path) -> Path:
+    """A BEIR folder of ten passages (one without a title) and three judged queries (one graded)."""
+    return write_beir(tmp_path / "tiny")
+
+
+def write_beir(folder: Path) -> Path:
+    """Writes the tiny corpus as a BEIR folder with a `test` split."""
+    (folder / "qrels").mkdir(parents=True)
+    passages = [{"_id": id_, "title": title, "text": text} for id_, (title, text) in TINY_PASSAGES.items()]
+    queries = [{"_id": id_, "text": text} for id_, (text, _) in TINY_QUERIES.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages), encoding="utf-8")
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries), encoding="utf-8")
+    judgements = [f"{q}\t{p}\t{grade}\n" for q, (_, grades) in TINY_QUERIES.items() for p, grade in grades.items()]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judgements), encoding="utf-8")
+    return folder
