@@ -1,0 +1,96 @@
+"""The verbs end to end on the tiny corpus: in-process, on Ray, and as a submitted job, with the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from raydr.config import load
+from raydr.errors import ArtifactError
+from raydr.evaluation.trec import read_run
+from raydr.verbs.config import RunConfig
+from raydr.verbs.embed import embed
+from raydr.verbs.evaluate import evaluate
+from raydr.verbs.index import index
+from raydr.verbs.reproduce import reproduce
+from raydr.verbs.search import search
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = REPOSITORY / "jobs/configs/zero_shot.yaml"
+
+
+def _config(data: Path, out: Path, *overrides: str) -> RunConfig:
+    return load(RunConfig, CONFIG, [f"data.path={data}", f"out={out}", *overrides])
+
+
+def test_reproduce_leaves_run_and_metrics(tiny_beir, tmp_path):
+    reproduce(_config(tiny_beir, tmp_path / "out", "runtime=local"))
+    metrics = json.loads((tmp_path / "out/evaluate/metrics.json").read_text())
+    assert {"nDCG@10", "RR@10", "R@100"} <= set(metrics)
+    assert metrics["RR@10"] == 1.0, "MiniLM finds the right passage of ten for each of the three plain questions"
+    assert set(read_run(tmp_path / "out/search/run.trec")) == {"q1", "q2", "q3"}
+
+
+def test_a_second_run_reuses_every_step(tiny_beir, tmp_path):
+    config = _config(tiny_beir, tmp_path / "out", "runtime=local")
+    reproduce(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("manifest.json")}
+    reproduce(config)
+    assert len(before) >= 5
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_verbs_one_by_one_equal_reproduce(tiny_beir, tmp_path):
+    reproduce(_config(tiny_beir, tmp_path / "a", "runtime=local"))
+    config = _config(tiny_beir, tmp_path / "b", "runtime=local")
+    for verb in (embed, index, search, evaluate):
+        verb(config)
+    assert read_run(tmp_path / "a/search/run.trec") == read_run(tmp_path / "b/search/run.trec")
+
+
+def test_a_verb_whose_input_is_missing_says_so(tiny_beir, tmp_path):
+    with pytest.raises(ArtifactError, match="corpus"):
+        index(_config(tiny_beir, tmp_path / "out"))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+def test_ray_equals_local(tiny_beir, tmp_path, ray_cluster, mode):
+    reproduce(_config(tiny_beir, tmp_path / "local", "runtime=local", f"search.mode={mode}"))
+    reproduce(_config(tiny_beir, tmp_path / "ray", "runtime=ray", f"search.mode={mode}", "index.num_shards=2"))
+    local, ray = (read_run(tmp_path / side / "search/run.trec") for side in ("local", "ray"))
+    assert {q: [h.passage_id for h in hits] for q, hits in local.items()} == {
+        q: [h.passage_id for h in hits] for q, hits in ray.items()
+    }
+    scores = [(a.score, b.score) for q in local for a, b in zip(local[q], ray[q], strict=True)]
+    assert all(a == pytest.approx(b, abs=1e-5) for a, b in scores)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_as_a_submitted_job(tiny_beir, tmp_path):
+    """`ray job submit` against a cluster of its own: the job's exit status and artifacts are the verbs'."""
+    script = f"""
+import ray, subprocess, sys
+context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_port=0,
+                   object_store_memory=200_000_000, log_to_driver=False)
+submit = [{str(Path(sys.executable).parent / "ray")!r}, "job", "submit", "--address", "http://" + context.dashboard_url,
+          "--working-dir", "."]
+entry = [sys.executable, "jobs/reproduce.py", "jobs/configs/zero_shot.yaml", "data.path={tiny_beir}"]
+good = subprocess.run([*submit, "--", *entry, "out={tmp_path}/out"])
+bad = subprocess.run([*submit, "--", *entry, "out={tmp_path}/bad", "data.split=nope"])
+sys.exit(0 if good.returncode == 0 and bad.returncode != 0 else 1)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert json.loads((tmp_path / "out/evaluate/metrics.json").read_text())["RR@10"] == 1.0
+    embeddings = json.loads((tmp_path / "out/embed/manifest.json").read_text())
+    assert embeddings["counts"]["passages"] == 10
+    assert "nope" in done.stdout + done.stderr
