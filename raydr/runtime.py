@@ -33,10 +33,15 @@ def in_cluster() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def connect() -> None:
-    """Joins the cluster of `RAY_ADDRESS` or a running local one, or starts one; does nothing when connected."""
+def connect(*, dashboard: bool = False) -> str:
+    """Joins the cluster of `RAY_ADDRESS` or a running local one, or starts one; does nothing when connected.
+
+    Returns the address of Ray's dashboard, empty where there is none. A cluster started here for one job spares
+    itself the dashboard's start-up unless `dashboard` asks for it.
+    """
     import ray
 
-    if not ray.is_initialized():
-        # A dashboard that is looked at comes with `ray start`; a cluster started for one job spares itself its cost.
-        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="warning")
+    context = ray.init(
+        include_dashboard=dashboard, ignore_reinit_error=True, log_to_driver=False, logging_level="warning"
+    )
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
