@@ -1,0 +1,200 @@
+/* The search page: reads the form, asks the server, shows the answer, keeps the address in step with both.
+   state.js holds what is searched for, api.js talks to the server, render.js makes elements. */
+
+import { ApiError, apiKey, search, served } from "./api.js";
+import { el, formatMs, hitElement, notice, showTimings } from "./render.js";
+import { fromAddress, toAddress } from "./state.js";
+
+const $ = (id) => document.getElementById(id);
+const form = $("search");
+const main = document.querySelector("main");
+let state = fromAddress(location.search);
+let pending = null; // AbortController of the search under way
+let shownVersion = null; // the index version in the corner
+
+async function run() {
+  pending?.abort();
+  showForm();
+  if (!state.query) return showStart();
+  const request = (pending = new AbortController());
+  setBusy(true);
+  const started = performance.now();
+  try {
+    const answer = await search(state, request.signal);
+    showAnswer(answer, performance.now() - started);
+  } catch (error) {
+    if (error.name === "AbortError") return; // a newer search took over, and it owns the page now
+    showError(error);
+  }
+  setBusy(false);
+}
+
+/** A changed search: a new entry in the history, so that Back returns to the one before. */
+function go(change) {
+  state = { ...state, ...change };
+  const address = toAddress(state);
+  if (new URL(address, location.href).href !== location.href) history.pushState(null, "", address);
+  run();
+}
+
+function showForm() {
+  $("q").value = state.query;
+  form.elements.mode.value = state.mode;
+  if (![...$("k").options].some((option) => Number(option.value) === state.k)) $("k").append(new Option(state.k));
+  $("k").value = state.k;
+  $("filters").replaceChildren(...Object.entries(state.filters).map(([field, value]) => {
+    const shown = typeof value === "object" ? JSON.stringify(value) : value;
+    const chip = el("button", { type: "button", title: "Remove this filter" }, `${field}: ${shown}`);
+    chip.addEventListener("click", () => {
+      const { [field]: _, ...filters } = state.filters;
+      go({ filters });
+      $("q").focus();
+    });
+    return el("li", {}, chip);
+  }));
+  document.title = state.query ? `${state.query} · raydr` : "raydr";
+}
+
+function showStart() {
+  clearResults();
+  setBusy(false);
+  document.body.classList.add("start");
+}
+
+function showAnswer(answer, roundTripMs) {
+  clearResults();
+  const { hits, timings_ms: timings } = answer;
+  $("count").textContent = hits.length === 1 ? "1 result" : `${hits.length} results`;
+  $("took").textContent = `in ${formatMs(timings.total)} (${formatMs(roundTripMs)} round trip)`;
+  showTimings($("stages"), $("legend"), timings);
+  $("summary").hidden = false;
+  if (answer.index_version !== shownVersion) showServed();
+  $("status").textContent = `${$("count").textContent} for ${state.query}`;
+  const onFilter = (field, value) => {
+    go({ filters: { ...state.filters, [field]: value } });
+    $("results").focus(); // the pressed chip goes away with its result
+  };
+  $("results").replaceChildren(...hits.map((hit, i) => hitElement(hit, i + 1, onFilter)));
+  if (!hits.length) {
+    const filtered = Object.keys(state.filters).length > 0;
+    notice($("notice"), "Nothing found", filtered
+      ? "No passage passes the filters above. Take one away and search again."
+      : "No passage shares a word with this query. Dense mode looks for meaning instead of words.");
+  }
+}
+
+function showError(error) {
+  clearResults();
+  if (!(error instanceof ApiError)) throw error; // a fault of this page belongs in the console
+  const { status, message, retryAfterS, requestId } = error;
+  const say = (heading, sentence, action, look = "error") => {
+    notice($("notice"), heading, sentence, action, look);
+    $("status").textContent = `${heading}. ${sentence}`;
+  };
+  if (status === 401) {
+    const refused = apiKey.get() !== "";
+    say(refused ? "This API key was refused" : "This server asks for an API key",
+      "The key stays in this tab and is forgotten when you close it.", keyForm(), refused ? "error" : "");
+  } else if (status === 429) {
+    const waitS = retryAfterS ?? 1;
+    say("Too many requests", `The server asks to wait ${waitS} s.`, retryButton(waitS));
+  } else if (status === 0) {
+    say("No connection", "The server did not answer. Is it still running?", retryButton(0));
+  } else if (status >= 500) {
+    say("The server could not answer", requestId ? `${message} (request ${requestId})` : message, retryButton(retryAfterS ?? 0));
+  } else {
+    say("The server refused this search", message, null);
+  }
+}
+
+function keyForm() {
+  const field = el("input", { type: "password", required: true, ariaLabel: "API key", placeholder: "API key", autocomplete: "off" });
+  const keys = el("form", {}, field, el("button", { className: "primary" }, "Continue"));
+  keys.addEventListener("submit", (event) => {
+    event.preventDefault();
+    apiKey.set(field.value.trim());
+    run();
+  });
+  setTimeout(() => field.focus());
+  return keys;
+}
+
+/** A button that counts down `waitS` seconds before it can be pressed. */
+function retryButton(waitS) {
+  const button = el("button", { type: "button", className: "primary" });
+  const end = performance.now() + waitS * 1000;
+  const tick = () => {
+    const leftS = Math.ceil((end - performance.now()) / 1000);
+    button.disabled = leftS > 0;
+    button.textContent = leftS > 0 ? `Try again in ${leftS} s` : "Try again";
+    if (leftS > 0) setTimeout(tick, 250);
+  };
+  tick();
+  button.addEventListener("click", run);
+  return button;
+}
+
+function clearResults() {
+  document.body.classList.remove("start");
+  $("results").replaceChildren();
+  $("summary").hidden = $("notice").hidden = true;
+  $("status").textContent = "";
+}
+
+function setBusy(busy) {
+  main.setAttribute("aria-busy", busy);
+  $("progress").hidden = !busy;
+}
+
+/** Number of passages, index version and modes; asked again when an answer comes from another index. */
+async function showServed() {
+  const model = await served().catch(() => null); // without it the page still works, and a search says what is wrong
+  if (!model) return;
+  shownVersion = model.index_version;
+  const passages = `${model.num_passages.toLocaleString("en")} passages`;
+  $("index-info").textContent = `${passages} · index ${shownVersion}`;
+  $("heading").textContent = `Search ${passages}`;
+  for (const radio of form.elements.mode) radio.disabled = !model.modes.includes(radio.value);
+}
+
+/** Moves the focus `step` results on; above the first one is the query. */
+function move(step) {
+  const titles = [...document.querySelectorAll(".hit .open")];
+  const current = document.activeElement.closest(".hit")?.querySelector(".open");
+  const target = titles.indexOf(current) + step;
+  if (target < 0) return $("q").focus();
+  const next = titles[Math.min(target, titles.length - 1)];
+  next?.focus({ preventScroll: true });
+  next?.closest(".hit").scrollIntoView({ block: "nearest" });
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const { key, target } = event;
+  const typing = target.matches("input:not([type=radio]), select");
+  const hasOwnArrows = target.matches("[type=radio], select, .full");
+  if (key === "/" && !typing) $("q").select();
+  else if (key === "Escape" && (target === $("q") || !typing)) {
+    $("q").focus();
+    go({ query: "" });
+  } else if ((key === "ArrowDown" && !hasOwnArrows) || (key === "j" && !typing)) move(1);
+  else if ((key === "ArrowUp" && !hasOwnArrows) || (key === "k" && !typing)) move(-1);
+  else return;
+  event.preventDefault();
+});
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  go({ query: $("q").value.trim() });
+});
+form.addEventListener("change", (event) => {
+  if (event.target === $("q")) return;
+  go({ query: $("q").value.trim(), mode: form.elements.mode.value, k: Number($("k").value) });
+});
+addEventListener("popstate", () => {
+  state = fromAddress(location.search);
+  run();
+});
+
+run();
+showServed();

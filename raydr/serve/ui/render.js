@@ -1,0 +1,89 @@
+/* Hits, timings and notices as elements. Text from the corpus reaches the page only as text nodes, never as markup. */
+
+/** An element: el("p", {className: "muted"}, "text", otherElement, ...). */
+export function el(tag, properties = {}, ...children) {
+  const { dataset, ...rest } = properties;
+  const element = Object.assign(document.createElement(tag), rest);
+  Object.assign(element.dataset, dataset);
+  element.append(...children);
+  return element;
+}
+
+/** One result. `onFilter(field, value)` is called when a metadata chip is pressed. */
+export function hitElement(hit, rank, onFilter) {
+  const text = [...hit.text]; // the server counts highlights in code points, JavaScript strings in UTF-16 units
+  const { title: inTitle = [], text: inText = [], snippet = [0, text.length] } = hit.highlights ?? {};
+  const textId = `text-${rank}`;
+  const body = el("p", { className: "text", id: textId });
+  const name = hit.title ? marked([...hit.title], inTitle) : [hit.id];
+  const title = el("button", { type: "button", className: "open" }, ...name);
+  const show = (open) => {
+    title.setAttribute("aria-expanded", open);
+    body.classList.toggle("full", open);
+    body.tabIndex = open ? 0 : -1; // a long text scrolls, so the keyboard must be able to reach it
+    body.replaceChildren(...(open ? marked(text, inText) : stretch(text, inText, snippet)));
+  };
+  title.setAttribute("aria-controls", textId);
+  title.addEventListener("click", () => show(title.getAttribute("aria-expanded") !== "true"));
+  show(false);
+  const head = el("div", { className: "head" }, el("span", { className: "rank" }, String(rank)), el("h2", {}, title),
+    el("span", { className: "score", title: "score" }, formatScore(hit.score)));
+  const id = hit.title ? [el("p", { className: "id" }, hit.id)] : [];
+  return el("li", { className: "hit", dataset: { id: hit.id } }, head, ...id, body, chips(hit.metadata ?? {}, onFilter));
+}
+
+/** The bar of stages and its legend. `timings` maps stages to milliseconds; what no stage claims of `total` is "other". */
+export function showTimings(bar, legend, { total, ...timings }) {
+  const stages = Object.entries(timings);
+  const other = total - stages.reduce((sum, [, ms]) => sum + ms, 0);
+  if (other > 0) stages.push(["other", other]);
+  bar.replaceChildren(...stages.map(([name, ms]) => {
+    const part = el("i", { title: `${name}: ${formatMs(ms)}` });
+    part.style.flexGrow = ms;
+    return part;
+  }));
+  legend.replaceChildren(...stages.map(([name, ms]) => el("div", {}, el("dt", {}, name), el("dd", {}, formatMs(ms)))));
+}
+
+/** A message where results would stand: a heading, a sentence, and what can be done about it. */
+export function notice(section, heading, sentence, action = null, look = "") {
+  section.className = look;
+  section.replaceChildren(el("h2", {}, heading), el("p", {}, sentence), ...(action ? [action] : []));
+  section.hidden = false;
+}
+
+export function formatMs(ms) {
+  return ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`;
+}
+
+function formatScore(score) {
+  return Math.abs(score) < 10 ? score.toFixed(4) : score.toFixed(2);
+}
+
+function chips(metadata, onFilter) {
+  const fields = Object.entries(metadata).filter(([, value]) => value !== null && value !== "" && typeof value !== "object");
+  return el("div", { className: "chips" }, ...fields.map(([field, value]) => {
+    const chip = el("button", { type: "button", title: `Only ${field}: ${value}` }, `${field}: ${value}`);
+    chip.addEventListener("click", () => onFilter(field, value));
+    return chip;
+  }));
+}
+
+/** `characters` as text nodes and <mark>s; `spans` are [start, end), ascending and apart from one another. */
+function marked(characters, spans) {
+  const nodes = [];
+  let end = 0;
+  for (const [from, to] of spans) {
+    nodes.push(characters.slice(end, from).join(""), el("mark", {}, characters.slice(from, to).join("")));
+    end = to;
+  }
+  return [...nodes, characters.slice(end).join("")];
+}
+
+/** The part of a text that is shown before it is opened. */
+function stretch(characters, spans, [start, end]) {
+  const inside = spans.filter(([from, to]) => from >= start && to <= end).map(([from, to]) => [from - start, to - start]);
+  const before = start > 0 ? "… " : "";
+  const after = end < characters.length ? " …" : "";
+  return [before, ...marked(characters.slice(start, end), inside), after];
+}

@@ -1,0 +1,36 @@
+/* What is being searched for, as an object and as the address of the page: a link to the page is a link to its results.
+
+   {query, mode, k, filters}  <->  ?q=...&mode=hybrid&k=20&filters={"topic":"a"}   (defaults are left out) */
+
+export const MODES = ["dense", "bm25", "hybrid"];
+const DEFAULTS = { query: "", mode: "dense", k: 10, filters: {} };
+
+export function fromAddress(search) {
+  const params = new URLSearchParams(search);
+  const mode = params.get("mode");
+  const k = Number.parseInt(params.get("k"), 10);
+  return {
+    query: params.get("q") ?? DEFAULTS.query,
+    mode: MODES.includes(mode) ? mode : DEFAULTS.mode,
+    k: k > 0 ? k : DEFAULTS.k,
+    filters: parseFilters(params.get("filters")),
+  };
+}
+
+export function toAddress({ query, mode, k, filters }) {
+  const params = new URLSearchParams();
+  if (query) params.set("q", query);
+  if (mode !== DEFAULTS.mode) params.set("mode", mode);
+  if (k !== DEFAULTS.k) params.set("k", k);
+  if (Object.keys(filters).length) params.set("filters", JSON.stringify(filters));
+  return params.size ? `?${params}` : location.pathname;
+}
+
+function parseFilters(text) {
+  try {
+    const filters = JSON.parse(text ?? "{}");
+    return filters !== null && typeof filters === "object" && !Array.isArray(filters) ? filters : {};
+  } catch {
+    return {}; // a hand-edited address: search without the filters and show none
+  }
+}
