@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,7 +27,7 @@ from raydr.verbs.evaluate import evaluate
 from raydr.verbs.index import index
 from raydr.verbs.query import print_hits
 from raydr.verbs.search import search
-from raydr.verbs.serve import ask, serving, wait_for_interrupt
+from raydr.verbs.serve import ask, check_port, serving, wait_for_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,8 @@ class DemoConfig(Config):
 def demo(config: DemoConfig) -> None:
     """Runs the whole demo; returns when the server is interrupted, or at once after its answers without a terminal."""
     started = time.monotonic()
+    if config.serve:
+        check_port("127.0.0.1", config.port)  # now, not after minutes of work
     with _step(1, "Collecting the documentation of the packages installed in this environment"):
         build_api_docs(config.out / "docs", size=config.size)
     run = RunConfig(
@@ -77,14 +79,16 @@ def demo(config: DemoConfig) -> None:
     print(f"Plot: {evaluation.path / 'report.png'}   Report: {evaluation.path / 'report.html'}\n")
     if not config.serve:
         return
-    with _step(6, "Deploying the encoder, the shards and the search page on Ray Serve"):
-        application = serving(config.out / "index", host="127.0.0.1", port=config.port)
-    with application as address:
+    with ExitStack() as served:
+        with _step(6, "Deploying the encoder, the shards and the search page on Ray Serve"):
+            address = served.enter_context(serving(config.out / "index", host="127.0.0.1", port=config.port))
         for query in SAMPLE_QUERIES:
             print_hits(ask(address, query, k=3), query=query)
-        print(f"Done in {time.monotonic() - started:.0f} s.  Search page: {address}   Ray dashboard: {dashboard}\n")
+        print(f"Done in {time.monotonic() - started:.0f} s.")
+        print(f"Search page:    {address}")
+        print(f"Ray dashboard:  {dashboard}   (asks for a token: ray get-auth-token)\n")
         if sys.stdin.isatty():
-            print("Serving until Ctrl-C.")
+            print("Serving until Ctrl-C.", flush=True)
             wait_for_interrupt()
         else:
             print("No terminal: shutting down. `raydr serve` serves this index again.")

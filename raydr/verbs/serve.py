@@ -1,0 +1,80 @@
+"""serve: an index on Ray Serve for as long as a person wants it; the form for production is a Serve config file.
+
+    raydr serve runs/demo/index              then open http://127.0.0.1:8000
+    serve run serve_configs/search.yaml      replicas, autoscaling, API keys, limits
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from raydr import runtime
+from raydr.errors import ConfigError, RaydrError
+from raydr.serve.config import AppArgs
+
+APPLICATION = "raydr"
+
+
+@contextmanager
+def serving(index: Path, *, host: str, port: int) -> Iterator[str]:
+    """Serves `index` inside the `with` block; gives the address. Raises `ConfigError` when the port is taken."""
+    check_port(host, port)
+    runtime.connect(dashboard=True)
+    from ray import serve
+
+    from raydr.serve.app import build_app
+
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    try:
+        serve.run(build_app(AppArgs(index=index.resolve())), name=APPLICATION, route_prefix="/")
+        yield f"http://{host}:{port}"
+    finally:
+        serve.shutdown()
+
+
+def serve_until_interrupted(index: Path, *, host: str, port: int) -> None:
+    """`raydr serve`: serves until Ctrl-C or SIGTERM."""
+    with serving(index, host=host, port=port) as address:
+        print(f"Search page and API: {address}   (Ctrl-C stops)")
+        wait_for_interrupt()
+
+
+def wait_for_interrupt() -> None:
+    """Returns at the first Ctrl-C or SIGTERM, so that the caller can shut down in order."""
+    stopped = threading.Event()
+    previous = {s: signal.signal(s, lambda *_: stopped.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        stopped.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    print("\nStopping.", file=sys.stderr)
+
+
+def ask(address: str, query: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"] = "dense") -> list[dict[str, Any]]:
+    """The hits of one query over HTTP, as `POST /v1/search` returns them. Raises `RaydrError` on any other answer."""
+    import httpx
+
+    response = httpx.post(f"{address}/v1/search", json={"query": query, "k": k, "mode": mode}, timeout=60)
+    if response.status_code != 200:
+        raise RaydrError(f"{address}/v1/search answered {response.status_code}: {response.text[:500]}")
+    return response.json()["hits"]
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises `ConfigError` when something already listens where the server should."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror}; stop what runs there (another demo?) or give --port"
+            ) from error
