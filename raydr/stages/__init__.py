@@ -1,0 +1,1 @@
+"""The verbs over tables: embed and search, in this process or on Ray."""
