@@ -1,0 +1,1 @@
+"""Measuring runs: TREC files, ir_measures, significance, ROC curves, reports, reproductions."""
