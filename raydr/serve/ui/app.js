@@ -26,7 +26,6 @@ async function run() {
     if (error.name === "AbortError") return; // a newer search took over, and it owns the page now
     showError(error);
   }
-  setBusy(false);
 }
 
 /** A changed search: a new entry in the history, so that Back returns to the one before. */
@@ -56,13 +55,12 @@ function showForm() {
 }
 
 function showStart() {
-  clearResults();
-  setBusy(false);
+  clear();
   document.body.classList.add("start");
 }
 
 function showAnswer(answer, roundTripMs) {
-  clearResults();
+  clear();
   const { hits, timings_ms: timings } = answer;
   $("count").textContent = hits.length === 1 ? "1 result" : `${hits.length} results`;
   $("took").textContent = `in ${formatMs(timings.total)} (${formatMs(roundTripMs)} round trip)`;
@@ -78,13 +76,13 @@ function showAnswer(answer, roundTripMs) {
   if (!hits.length) {
     const filtered = Object.keys(state.filters).length > 0;
     notice($("notice"), "Nothing found", filtered
-      ? "No passage passes the filters above. Take one away and search again."
-      : "No passage shares a word with this query. Dense mode looks for meaning instead of words.");
+      ? "Nothing passes the filters above. Take one away and search again."
+      : "No passage matches this query. BM25 needs a word in common; dense mode goes by meaning.");
   }
 }
 
 function showError(error) {
-  clearResults();
+  clear();
   if (!(error instanceof ApiError)) throw error; // a fault of this page belongs in the console
   const { status, message, retryAfterS, requestId } = error;
   const say = (heading, sentence, action, look = "error") => {
@@ -134,7 +132,8 @@ function retryButton(waitS) {
   return button;
 }
 
-function clearResults() {
+function clear() {
+  setBusy(false);
   document.body.classList.remove("start");
   $("results").replaceChildren();
   $("summary").hidden = $("notice").hidden = true;

@@ -1,0 +1,50 @@
+"""Takes the picture of the search page in the documents from a running server, such as the one `make demo` leaves.
+
+Notable: the picture shows what was really served, so its passages, scores and timings are real; run it again when the
+page or the demo changes. Needs Chromium (`apt-get install chromium`, or the path in CHROMIUM).
+
+    raydr demo                                                      (in one terminal)
+    python docs/make_screenshot.py                                  (in another)
+    python docs/make_screenshot.py --query "read a csv file" --scheme dark --out /tmp/page.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from urllib.parse import urlencode
+
+from playwright.sync_api import sync_playwright
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]  # the rest is Playwright's default
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8000/")
+    parser.add_argument("--query", default="join two data frames on a column")
+    parser.add_argument("--mode", choices=["dense", "bm25", "hybrid"], default="hybrid")
+    parser.add_argument("--scheme", choices=["light", "dark"], default="light")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "search_page.png")
+    arguments = parser.parse_args()
+    address = f"{arguments.url}?{urlencode({'q': arguments.query, 'mode': arguments.mode})}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page(
+            viewport={"width": 1100, "height": 860}, color_scheme=arguments.scheme, device_scale_factor=1.5
+        )
+        page.goto(address)
+        page.locator(".hit").first.wait_for()
+        page.reload()  # the first answer warms the server up; the picture shows the timings of the second
+        page.locator(".hit").first.wait_for()
+        page.get_by_text("passages · index").wait_for()
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=arguments.out)
+        browser.close()
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
