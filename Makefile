@@ -1,0 +1,51 @@
+# raydr: `make demo` runs the main job, `make test` the tests; each first makes .venv where it is missing.
+# Presumes Python 3.11 or newer, make and a C++ compiler; .ci/setup names whatever else is missing.
+
+PYTHON ?=
+STACK ?= cpu
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.raydr-$(STACK)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types contracts docs wheel clean
+
+help:  ## this list
+	@echo "raydr: dense retrieval on Ray. Targets (ARGS='...' is handed on, STACK=gpu installs the CUDA stack):"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+setup: $(STAMP)  ## make .venv with everything installed (done by the other targets when needed)
+
+# The stamp is written last, so an interrupted set-up is taken up again.
+$(STAMP): pyproject.toml .ci/setup
+	@sh .ci/setup $(STACK) $(PYTHON)
+	@touch $@
+
+demo: setup  ## embed, index, evaluate and serve the documentation of your Python packages
+	@$(BIN)/raydr demo $(ARGS)
+
+test: setup  ## run the tests; ARGS="tests/index -k topk" selects
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup  ## pyrefly
+	@$(BIN)/pyrefly check
+
+contracts: setup  ## import-linter: the layers of docs/architecture.md
+	@$(BIN)/lint-imports
+
+docs: $(STAMP)-docs  ## build the documentation into site/
+	@$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs/mkdocs.yml
+
+$(STAMP)-docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+wheel: setup  ## build the wheel into dist/
+	@$(BIN)/python -m build --wheel
+
+clean:  ## remove .venv and everything built
+	rm -rf .venv build dist site raydr.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
