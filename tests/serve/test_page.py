@@ -20,15 +20,20 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import TINY_PASSAGES
-
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.browser]
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]  # the rest is Playwright's default
 KEY = "a key for this test"
 PORT = 8765
-KINDS = {"cat": "animal", "dog": "animal", "bm25": "software", "faiss": "software", "ray": "software"}
+PASSAGES = [  # id, title, text, kind
+    ("cat", "Cat", "A small furry animal that purrs and hunts mice at night.", "animal"),
+    ("dog", "Dog", "A loyal animal that barks, guards the house and follows people.", "animal"),
+    ("compass", "Compass", "An instrument whose magnetic needle points north and guides sailors.", "thing"),
+    ("faiss", "", "A library for nearest neighbour search among dense vectors.", "software"),
+    ("moon", "Moon", "The natural satellite of the Earth; its pull causes the tides.", "thing"),
+    ("ray", "Cluster computing", "A system that runs Python functions on many machines.", "software"),
+]
 HOSTILE = {
     "_id": "hostile<b>id</b>",
     "title": '<img src=x onerror="window.pwned = 1"> markup',
@@ -50,10 +55,7 @@ def site(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     from raydr.verbs.index import index
 
     folder = tmp_path_factory.mktemp("page")
-    rows = [
-        {"_id": id_, "title": title, "text": text, "kind": KINDS.get(id_, "thing")}
-        for id_, (title, text) in TINY_PASSAGES.items()
-    ]
+    rows = [{"_id": id_, "title": title, "text": text, "kind": kind} for id_, title, text, kind in PASSAGES]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, HOSTILE]), encoding="utf-8")
     config = {"out": folder / "out", "runtime": "local", "data": {"path": str(folder)}, "index": {"num_shards": 2}}
     run = validate(RunConfig, config, where="this test")
@@ -116,7 +118,7 @@ def search(page, text: str) -> None:
 def test_a_search_shows_what_the_api_answers(page, site):
     page.goto("/")
     assert page.evaluate("document.activeElement.id") == "q"
-    page.get_by_role("heading", name="Search 11 passages").wait_for()
+    page.get_by_role("heading", name="Search 7 passages").wait_for()
     search(page, "a pet that catches mice")
     hits = ask(site, query="a pet that catches mice")
     assert hit_ids(page) == [hit["id"] for hit in hits]
