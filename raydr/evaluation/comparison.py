@@ -143,7 +143,7 @@ def footnotes(comparison: Comparison) -> list[str]:
         notes.append(
             f"p: two-sided paired randomisation test against {c.names[0]}{corrected}; * marks p < {SIGNIFICANT}."
         )
-    notes.append("Ties: hits count in the order of the run; a file is ordered by score, then id, both descending.")
+    notes.append("Ties: hits count in the order of the run; a file is sorted by score, then id, both descending.")
     return notes
 
 

@@ -40,6 +40,8 @@ class RocCurve:
     true_positive_rate: Float64[np.ndarray, " point"]
     num_positives: int
     num_negatives: int
+    num_missed: int
+    """Positives that were not retrieved."""
 
     @property
     def area(self) -> float:
@@ -59,6 +61,7 @@ class RocCurve:
             self.true_positive_rate[keep],
             self.num_positives,
             self.num_negatives,
+            self.num_missed,
         )
 
 
@@ -76,6 +79,7 @@ def roc_curve(
         true_positive_rate=_share_passing(positives, thresholds),
         num_positives=len(positives),
         num_negatives=len(negatives),
+        num_missed=int(np.isneginf(positives).sum()),
     )
 
 
