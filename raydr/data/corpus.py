@@ -1,0 +1,85 @@
+"""The corpus artifact: checked passages, queries and judgements, as every verb reads them.
+
+corpus = Corpus.open("runs/a/corpus")
+for table in corpus.passages(["passage_id", "text"]): ...
+corpus.queries(); corpus.qrels()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydr.artifacts import Artifact, open_artifact
+from raydr.errors import DataError
+from raydr.types import PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Qrels, Query
+
+KIND = "corpus"
+PASSAGES = "passages"
+QUERIES = "queries.parquet"
+QRELS = "qrels.parquet"
+REJECTS = "rejects.jsonl"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A finished corpus on disk."""
+
+    artifact: Artifact
+
+    @classmethod
+    def open(cls, path: str | Path) -> Corpus:
+        """Raises `ArtifactError` when there is no finished corpus at `path`."""
+        return cls(open_artifact(path, kind=KIND))
+
+    @property
+    def path(self) -> Path:
+        return self.artifact.path
+
+    @property
+    def num_passages(self) -> int:
+        return self.artifact.manifest.counts["passages"]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether passages were cut from longer documents: a `document_id` column exists and qrels name documents."""
+        return bool(self.artifact.manifest.details["is_split"])
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        """Names of the further columns carried from the source."""
+        return list(self.artifact.manifest.details["metadata"])
+
+    @property
+    def passage_files(self) -> list[Path]:
+        """The Parquet parts in the order of their positions."""
+        return sorted((self.path / PASSAGES).glob("part-*.parquet"))
+
+    def passages(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """One table per part, in order; `columns` limits what is read."""
+        for file in self.passage_files:
+            yield pq.read_table(file, columns=list(columns) if columns is not None else None)
+
+    def queries(self) -> list[Query]:
+        """The queries that have judgements, or all of them where there are no judgements."""
+        table = pq.read_table(self.path / QUERIES)
+        return [Query(*row) for row in zip(table[QUERY_ID].to_pylist(), table[TEXT].to_pylist(), strict=True)]
+
+    @property
+    def has_qrels(self) -> bool:
+        return (self.path / QRELS).is_file()
+
+    def qrels(self) -> Qrels:
+        """The judgements; they name documents where documents were split. Raises `DataError` when there are none."""
+        if not self.has_qrels:
+            raise DataError(f"{self.path}: this corpus has no judgements (qrels)")
+        table = pq.read_table(self.path / QRELS)
+        qrels: Qrels = {}
+        rows = zip(*(table[name].to_pylist() for name in (QUERY_ID, PASSAGE_ID, RELEVANCE)), strict=True)
+        for query_id, passage_id, relevance in rows:
+            qrels.setdefault(query_id, {})[passage_id] = relevance
+        return qrels
