@@ -29,7 +29,7 @@ _VERBS = {
     "embed": "embed a corpus (OUT/corpus, OUT/embed)",
     "index": "build the FAISS shards and the BM25 side (OUT/index)",
     "search": "search: type a query, or give a config to search with a whole query set (OUT/search/run.trec)",
-    "evaluate": "measure a run against judgements (OUT/evaluate/metrics.json, report.html)",
+    "evaluate": "measure a run against judgements (OUT/evaluate/metrics.json, report.html), or compare run files",
     "reproduce": "all of the above in order, skipping what is finished",
 }
 
@@ -119,9 +119,13 @@ def _add_verb(commands: Any, verb: str, help_text: str) -> None:
         parser.add_argument("--index", type=Path, default=DEMO_INDEX, help="index to search (default: the demo's)")
         parser.add_argument("-k", type=int, default=5, help="number of results (default: 5)")
         parser.add_argument("--mode", choices=["dense", "bm25", "hybrid"], default="dense", help="default: dense")
+    elif verb == "evaluate":
+        parser.set_defaults(run=_run_evaluate)
+        parser.add_argument("config", metavar="CONFIG|QRELS", help="a YAML config, or a qrels file to measure runs with")
     else:
         parser.add_argument("config", metavar="CONFIG", help="a YAML config, such as jobs/configs/zero_shot.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field of the config")
+    words, about = ("key=value|RUN", "; or run files") if verb == "evaluate" else ("key=value", "")
+    parser.add_argument("overrides", nargs="*", metavar=words, help=f"override a field of the config{about}")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--output", choices=["text", "json"], default="text", help="form of the result on stdout")
 
@@ -208,6 +212,22 @@ def _run_search(arguments: argparse.Namespace) -> int:
         print(json.dumps(hits, indent=2))
     else:
         print_hits(hits, query=text)
+    return 0
+
+
+def _run_evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.config.endswith((".yaml", ".yml")):
+        return _run_verb(arguments)
+    settings = [word for word in arguments.overrides if "=" in word]
+    runs = [Path(word) for word in arguments.overrides if "=" not in word]
+    if not runs:
+        raise ConfigError("name the run files to measure: raydr evaluate qrels.txt run.trec [run.trec ...] [key=value]")
+    from raydr.config import load
+    from raydr.evaluation.config import EvaluateConfig
+    from raydr.verbs.evaluate import compare_files
+
+    config = load(EvaluateConfig, None, [word.removeprefix("evaluate.") for word in settings])
+    print(compare_files(Path(arguments.config), runs, config), end="")
     return 0
 
 

@@ -1,30 +1,54 @@
 """evaluate: measures `out/search/run.trec` against the judgements of the split (`out/evaluate`).
 
     python jobs/evaluate.py jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
+    raydr evaluate qrels.txt bm25.trec dense.trec        any run files: a table with a significance test
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from raydr.artifacts import Artifact, open_artifact
 from raydr.data.corpus import Corpus
 from raydr.errors import DataError
+from raydr.evaluation.comparison import compare_runs, comparison_table
+from raydr.evaluation.config import EvaluateConfig
 from raydr.evaluation.evaluate import evaluate_run
-from raydr.evaluation.trec import read_run
+from raydr.evaluation.trec import read_qrels, read_run
 from raydr.verbs.config import RunConfig
 
 
-def evaluate(config: RunConfig, *, name: str = "search", baselines: Mapping[str, Artifact] | None = None) -> Artifact:
-    """Measures the run in `out/<name>`; `baselines` are further runs shown beside it with a significance test."""
+def evaluate(
+    config: RunConfig,
+    *,
+    name: str = "search",
+    label: str | None = None,
+    baselines: Mapping[str, Artifact] | None = None,
+) -> Artifact:
+    """Measures the run in `out/<name>` under `label` (the search mode); `baselines` stand beside it, the first of them
+    being what the others are tested against."""
     corpus = Corpus.open(config.out / "corpus")
     if not corpus.has_qrels:
         raise DataError(f"{config.data.path}: has no judgements (qrels), so there is nothing to evaluate against")
-    artifact = open_artifact(config.out / name, kind="run")
+    artifacts = {**(baselines or {}), label or config.search.mode: open_artifact(config.out / name, kind="run")}
+    runs = {key: read_run(artifact.path / "run.trec") for key, artifact in artifacts.items()}
+    *_, last = runs
     return evaluate_run(
-        read_run(artifact.path / "run.trec"),
+        runs.pop(last),
         corpus.qrels(),
         config.evaluate,
         config.out / "evaluate",
-        baselines={label: read_run(other.path / "run.trec") for label, other in (baselines or {}).items()},
+        name=last,
+        baselines=runs,
+        queries=corpus.queries(),
+        title=f"{Path(config.data.path).name}, {config.data.split or 'judged queries'}",
+        inputs={"corpus": corpus.artifact, **{f"run {key}": artifact for key, artifact in artifacts.items()}},
     )
+
+
+def compare_files(qrels: Path, runs: Sequence[Path], config: EvaluateConfig) -> str:
+    """A table of run files measured against a qrels file; the first run is the reference of the test."""
+    labels = [path.name for path in runs] if len({path.name for path in runs}) == len(runs) else list(map(str, runs))
+    read = {label: read_run(path) for label, path in zip(labels, runs, strict=True)}
+    return comparison_table(compare_runs(read, read_qrels(qrels), config))
