@@ -1,0 +1,144 @@
+"""`build_app`: the Serve application, from typed arguments. Names the deployments that a Serve config may override.
+
+Notable: Ingress (routes, searcher), Encoder, Shard0 .. Shard<D-1>, Bm25 and, where configured, Reranker. Fan-out and
+merge run inside the Ingress replica, because a deployment of their own would put one more hop before every answer. The
+index to serve is the Ingress's `user_config`, so a new one is swapped in by editing the YAML and `serve deploy`; while
+a replica prepares it, it goes on answering with the one it has.
+
+    serve run raydr.serve.app:build_app index=runs/demo/index
+    serve run serve_configs/local.yaml
+    serve deploy serve_configs/search.yaml
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from raydr.config import Config, validate
+from raydr.errors import RaydrError
+from raydr.index.reader import IndexReader
+from raydr.serve.config import ApiKey, AppArgs
+from raydr.serve.encoder import Encoder, EncoderSettings
+from raydr.serve.http import build_http
+from raydr.serve.rerank import Reranker
+from raydr.serve.search import Searcher
+from raydr.serve.shard import Bm25, Shard
+
+logger = logging.getLogger("ray.serve")
+
+# Replicas that wait for others or for mapped files most of the time; a laptop of two cores holds all of them. A Serve
+# config overrides every one of these.
+_LIGHT = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 64, "max_queued_requests": 256}
+_OVERLOAD = {"status_code": 429, "retry_after_s": 1}
+
+
+class IngressSettings(Config):
+    """`user_config` of the Ingress deployment: which index is live."""
+
+    index: Path
+    """Path of the index artifact, readable on every node."""
+    version: str | None = Field(default=None, min_length=1)
+    """The version expected there; another one is refused. Name it when an index is republished under the same path."""
+
+
+@serve.ingress()
+class Ingress:
+    """One replica: the HTTP routes over a searcher."""
+
+    def __init__(
+        self,
+        args: AppArgs,
+        api_keys: Sequence[ApiKey],
+        encoder: DeploymentHandle,
+        shards: Sequence[DeploymentHandle],
+        bm25: DeploymentHandle | None,
+        reranker: DeploymentHandle | None,
+    ) -> None:
+        self._args = args
+        self._api_keys = api_keys
+        self._searcher = Searcher(args, encoder=encoder, shards=shards, bm25=bm25, reranker=reranker)
+        self._swap: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_http(self._searcher, self._args, self._api_keys)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Loads the first index before the replica counts as started; later ones while it goes on serving.
+
+        Serve sends no requests to a replica that is in here, so a swap is only begun: a large index would otherwise
+        hold up every caller while it loads.
+        """
+        settings = validate(IngressSettings, user_config, where="user_config of the Ingress deployment")
+        path = str(settings.index.resolve())
+        if self._swap is None:
+            self._swap = asyncio.ensure_future(self._searcher.use(path, version=settings.version))
+            await self._swap
+            return
+        self._swap.cancel()  # a newer order counts
+        self._swap = asyncio.create_task(self._swap_to(path, settings.version))
+
+    async def _swap_to(self, path: str, version: str | None) -> None:
+        try:
+            await self._searcher.use(path, version=version)
+        except Exception:
+            logger.exception("index %s not swapped in; the one before is still served", path)
+
+
+def build_app(args: AppArgs) -> Application:
+    """The application for `args.index`. Raises `RaydrError` when there is no such index, or a key file is missing."""
+    index = args.index.resolve()
+    reader = IndexReader.open(index)
+    num_deployments = args.shard_deployments or reader.num_shards
+    if num_deployments < 1:
+        raise RaydrError(f"{index}: has no shards to serve")
+    held = args.versions_held
+
+    def deployed(part: type, *bound: Any, **options: Any) -> Application:
+        return serve.deployment(part, **options).bind(*bound)
+
+    encoder = deployed(
+        Encoder,
+        held,
+        max_ongoing_requests=256,
+        max_queued_requests=512,
+        user_config=EncoderSettings().model_dump(),
+        backpressure_config=_OVERLOAD,
+    )
+    shards = [
+        deployed(Shard, number, num_deployments, held, name=f"Shard{number}", backpressure_config=_OVERLOAD, **_LIGHT)
+        for number in range(num_deployments)
+    ]
+    bm25 = deployed(Bm25, held, backpressure_config=_OVERLOAD, **_LIGHT) if args.bm25 else None
+    reranker = (
+        deployed(
+            Reranker, args.reranker, max_ongoing_requests=16, max_queued_requests=64, backpressure_config=_OVERLOAD
+        )
+        if args.reranker is not None
+        else None
+    )
+    # More than `concurrent_requests`, so that the replica itself refuses what is too much, as JSON like any error.
+    ongoing = 2 * args.limits.concurrent_requests
+    return deployed(
+        Ingress,
+        args.model_copy(update={"index": index}),
+        args.read_api_keys(),
+        encoder,
+        shards,
+        bm25,
+        reranker,
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=ongoing,
+        max_queued_requests=ongoing,
+        backpressure_config=_OVERLOAD,
+        user_config=IngressSettings(index=index).model_dump(mode="json"),
+    )

@@ -1,0 +1,123 @@
+"""The arguments of the served application, as `args:` of a Serve config file or of `build_app`.
+
+Notable: what one deployment is given (replicas, processors, autoscaling, the index to swap to) is not here but under
+`deployments:` of the Serve config, where Ray expects it; this schema holds what is raydr's own.
+
+    args: {index: runs/demo/index, api_keys: [{name: alice, sha256: 9f86d0...}], limits: {k: 200}}
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, field_validator, model_validator
+
+from raydr.config import Component, Config, read_yaml, validate
+from raydr.errors import ConfigError
+from raydr.index.fusion import FusionConfig
+
+
+class ApiKey(Config):
+    """One caller. The key itself is never stored: `python -m raydr.serve.auth NAME` makes one and prints its hash."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")
+    """Who this is, in logs and metrics."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 (hex) of the key."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Sustained rate, per Ingress replica; null: no limit."""
+    burst: int | None = Field(default=None, ge=1)
+    """Requests that may come at once; null: one sixth of a minute's worth, at least one."""
+
+
+class ApiKeys(Config):
+    """The content of a key file."""
+
+    api_keys: list[ApiKey] = Field(min_length=1)
+
+
+class Limits(Config):
+    """What one request, and one Ingress replica, may take. A request beyond a limit is refused, never shortened."""
+
+    body_bytes: int = Field(default=4 << 20, ge=1024)
+    """Largest request body, counted while it arrives, before anything is parsed."""
+    query_chars: int = Field(default=8192, ge=1)
+    """Longest query text."""
+    text_chars: int = Field(default=200_000, ge=1)
+    """Longest text to embed or rerank; the encoder reads only its first `max_passage_tokens` tokens anyway."""
+    k: int = Field(default=1000, ge=1)
+    """Most hits per query."""
+    queries: int = Field(default=64, ge=1)
+    """Most queries in one search."""
+    hits: int = Field(default=10_000, ge=1)
+    """Most hits in one response: `k` times the number of queries."""
+    inputs: int = Field(default=256, ge=1)
+    """Most texts in one embeddings request."""
+    documents: int = Field(default=1000, ge=1)
+    """Most documents in one rerank request."""
+    ids: int = Field(default=10_000, ge=1)
+    """Most entries of `allow_ids` and of `exclude_ids`."""
+    filter_values: int = Field(default=1000, ge=1)
+    """Most values over all conditions of a filter."""
+    concurrent_requests: int = Field(default=128, ge=1)
+    """Requests one Ingress replica works on at a time; more are answered 429 with `Retry-After` at once."""
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    """A request that takes longer is cancelled and answered 504."""
+
+
+class AppArgs(Config):
+    """Arguments of `raydr.serve.app:build_app`."""
+
+    index: Path
+    """The index artifact served at the start; a path that every node can read. Later ones come through `user_config`
+    of the Ingress deployment."""
+    model_name: str | None = Field(default=None, pattern=r"^[\w./:-]{1,128}$")
+    """Name of the encoder in `/v1/models`; null: the name its method gives the model."""
+    shard_deployments: int | None = Field(default=None, ge=1)
+    """How many Shard deployments there are; null: one per shard of `index`. Deployment `i` holds the shards `j` with
+    `j % shard_deployments == i`, so an index with another number of shards can be swapped in."""
+    bm25: bool = True
+    """Whether the word side of the index is served (a Bm25 deployment), where the index has one."""
+    reranker: Component | None = None
+    """A `raydr.protocols.Reranker` by import path; null: the rerank routes answer 501."""
+    reranker_name: str = Field(default="reranker", pattern=r"^[\w./:-]{1,128}$")
+    """Name of the reranker in `/v1/models`."""
+    api_keys: list[ApiKey] = Field(default_factory=list)
+    """Who may call the routes that search and embed; empty (and no `api_keys_env`): everyone who can reach the port."""
+    api_keys_env: str | None = None
+    """Name of an environment variable that holds the path of a YAML file with `api_keys: [...]`."""
+    allowed_hosts: list[str] = Field(default_factory=list)
+    """Names (`Host` header) the server answers to beside localhost while no keys are configured; `*`: any name. It
+    keeps a foreign web page from reading the index through a browser on this machine (DNS rebinding)."""
+    limits: Limits = Field(default_factory=Limits)
+    fusion: FusionConfig = Field(default_factory=FusionConfig)
+    """hybrid: how the two sides become one ranking."""
+    candidates: int = Field(default=100, ge=1)
+    """hybrid: hits taken from each side before they are fused (at least `k`)."""
+    versions_held: int = Field(default=2, ge=2)
+    """Index versions (and encoders) a replica keeps in memory: the live one and those swapped out last."""
+
+    @field_validator("api_keys")
+    @classmethod
+    def _distinct(cls, keys: list[ApiKey]) -> list[ApiKey]:
+        for field in ("name", "sha256"):
+            values = [getattr(key, field) for key in keys]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two api keys have the same {field}")
+        return keys
+
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> AppArgs:
+        if self.api_keys and self.api_keys_env:
+            raise ValueError("give api_keys or api_keys_env, not both")
+        return self
+
+    def read_api_keys(self) -> list[ApiKey]:
+        """The keys in force. Raises `ConfigError` where `api_keys_env` names nothing readable: never silently open."""
+        if self.api_keys_env is None:
+            return self.api_keys
+        path = os.environ.get(self.api_keys_env)
+        if not path:
+            raise ConfigError(f"api_keys_env: the environment variable {self.api_keys_env} is not set")
+        return validate(ApiKeys, read_yaml(path), where=path).api_keys

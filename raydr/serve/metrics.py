@@ -1,0 +1,78 @@
+"""raydr's own time series, beside Ray Serve's: one place that names them all.
+
+Notable: Serve adds application, deployment and replica to each; the node's agent publishes all in Prometheus form (see
+docs/serving_api.md). Queue lengths of handles and replicas are Serve's own series
+(`ray_serve_num_ongoing_requests_at_replicas`, `ray_serve_deployment_queued_queries`).
+
+| series (Prometheus adds `ray_` in front) | tags | what |
+| --- | --- | --- |
+| raydr_requests_total | route, status | answers |
+| raydr_request_latency_ms | route | time in the ingress |
+| raydr_stage_latency_ms | stage, mode | encode, search, bm25, refine, passages, as the searcher waits for them |
+| raydr_shard_search_ms | shard | FAISS alone, inside a shard's replica |
+| raydr_batch_texts, raydr_batch_tokens | side | what the encoder ran at once (tokens estimated from characters) |
+| raydr_batch_wait_ms, raydr_encode_queue_length | side | how long a text waited for its batch; how many wait |
+| raydr_index_info | index_version, encoder_version | 1 for the live version, 0 for one swapped out |
+| raydr_index_swaps_total | outcome | swaps done and failed |
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+_MS = [0.5, 1, 2, 3, 5, 8, 13, 20, 35, 60, 100, 200, 400, 1000, 3000, 10_000, 30_000]
+_COUNT = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+_TOKENS = [8, 32, 128, 512, 1024, 2048, 4096, 8192, 16_384]
+
+
+@cache
+def _metrics() -> dict[str, Any]:
+    """Every series, made once per process and only where it is used: Serve's metrics want a Ray process."""
+    from ray.serve.metrics import Counter, Gauge, Histogram
+
+    return {
+        "requests": Counter("raydr_requests_total", "Requests answered.", tag_keys=("route", "status")),
+        "latency": Histogram("raydr_request_latency_ms", "Time in the ingress.", _MS, tag_keys=("route",)),
+        "stage": Histogram("raydr_stage_latency_ms", "Time of a stage.", _MS, tag_keys=("stage", "mode")),
+        "shard": Histogram("raydr_shard_search_ms", "FAISS search of a shard.", _MS, tag_keys=("shard",)),
+        "batch_texts": Histogram("raydr_batch_texts", "Texts encoded at once.", _COUNT, tag_keys=("side",)),
+        "batch_tokens": Histogram("raydr_batch_tokens", "Tokens encoded at once.", _TOKENS, tag_keys=("side",)),
+        "batch_wait": Histogram("raydr_batch_wait_ms", "Wait for a batch.", _MS, tag_keys=("side",)),
+        "queue": Gauge("raydr_encode_queue_length", "Requests waiting for the encoder."),
+        "index": Gauge("raydr_index_info", "1: live.", tag_keys=("index_version", "encoder_version")),
+        "swaps": Counter("raydr_index_swaps_total", "Index swaps.", tag_keys=("outcome",)),
+    }
+
+
+class HttpMetrics:
+    """Requests and their latencies."""
+
+    def record(self, route: str, status: int, duration_s: float) -> None:
+        _metrics()["requests"].inc(tags={"route": route, "status": str(status)})
+        _metrics()["latency"].observe(duration_s * 1000, tags={"route": route})
+
+
+def record_stages(timings_ms: dict[str, float], mode: str) -> None:
+    for stage, value in timings_ms.items():
+        _metrics()["stage"].observe(max(value, 1e-3), tags={"stage": stage, "mode": mode})
+
+
+def record_shard_search(shard: int, duration_s: float) -> None:
+    _metrics()["shard"].observe(max(duration_s * 1000, 1e-3), tags={"shard": str(shard)})
+
+
+def record_batch(side: str, *, texts: int, tokens: int, waits_s: list[float], queue_length: int) -> None:
+    _metrics()["batch_texts"].observe(texts, tags={"side": side})
+    _metrics()["batch_tokens"].observe(max(tokens, 1), tags={"side": side})
+    _metrics()["queue"].set(queue_length)
+    for wait_s in waits_s:
+        _metrics()["batch_wait"].observe(max(wait_s * 1000, 1e-3), tags={"side": side})
+
+
+def record_live_index(index_version: str, encoder_version: str, *, live: bool) -> None:
+    _metrics()["index"].set(int(live), tags={"index_version": index_version, "encoder_version": encoder_version})
+
+
+def record_swap(outcome: str) -> None:
+    _metrics()["swaps"].inc(tags={"outcome": outcome})

@@ -1,0 +1,319 @@
+"""The searcher: fans a query out to the deployments, merges, fuses, fetches the passages; and swaps index versions.
+
+Notable: it lives in the Ingress replica, so a search costs one hop to the encoder and one to the shards (asked at the
+same time), and the passages of a short list ride along with the shards' answers. A request takes the live version once,
+at its start, and names it in every call it makes: what it returns comes from one index and its own encoder, also when
+the live version changes in between. A new version goes live only after every replica of every deployment has loaded
+it; if that fails, the old one stays and the reason is in the log and in `/ready`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from raydr.errors import RaydrError
+from raydr.index.fusion import fuse
+from raydr.index.topk import merge
+from raydr.protocols import TopK
+from raydr.serve import metrics
+from raydr.serve.config import AppArgs
+from raydr.serve.encoder import EncoderInfo
+from raydr.serve.errors import ApiError
+from raydr.serve.highlight import highlight
+from raydr.serve.schema import Mode, ModelCard, ModelList, QueryResult, SearchAnswer, SearchHit, SearchRequest, Status
+from raydr.serve.shard import IndexInfo, Ranked, Selection, read_index_info
+from raydr.serve.versions import IndexRef
+from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE, Hit, Passage
+
+logger = logging.getLogger("ray.serve")
+
+T = TypeVar("T")
+
+INLINE_HITS = 64
+"""Up to this many hits in a response the shards send the passages with their hits and save a second hop."""
+
+
+class Live(NamedTuple):
+    """The version being served."""
+
+    index: IndexInfo
+    encoder: EncoderInfo
+
+    @property
+    def ref(self) -> IndexRef:
+        return self.index.ref
+
+
+class Searcher:
+    """Answers for one Ingress replica. `encoder`, `shards`, `bm25` and `reranker` are deployment handles.
+
+    Anything with the same `handle.method.remote(...)` does, so the whole path also runs in one process.
+    """
+
+    def __init__(self, args: AppArgs, *, encoder: Any, shards: Sequence[Any], bm25: Any = None, reranker: Any = None):
+        self._args = args
+        self._encoder = encoder
+        self._shards = shards
+        self._bm25 = bm25
+        self._reranker = reranker
+        self._live: Live | None = None
+        self._status = Status(status="loading")
+
+    # --- versions
+
+    async def use(self, path: str, *, version: str | None = None) -> None:
+        """Makes the index at `path` the live one, after everybody has loaded it. Keeps the old one on any error.
+
+        Raises `RaydrError` when there is no such index (or not in this `version`), `ApiError` when a deployment
+        cannot load it.
+        """
+        self._status = self._status.model_copy(update={"preparing": str(path), "error": None})
+        try:
+            info = await asyncio.to_thread(read_index_info, path)
+            if version is not None and info.ref.version != version:
+                raise RaydrError(f"{path}: holds version {info.ref.version}, but user_config asks for {version}")
+            encoder = await self._prepare(info)
+        except BaseException as error:
+            self._status = self._status.model_copy(update={"preparing": None, "error": _reason(error)})
+            metrics.record_swap("failed")
+            raise
+        previous, self._live = self._live, Live(info, encoder)
+        self._status = Status(status="ready", index_version=info.ref.version)
+        if previous is not None and previous.ref != info.ref:
+            metrics.record_live_index(previous.ref.version, previous.ref.encoder_version, live=False)
+        metrics.record_live_index(info.ref.version, info.ref.encoder_version, live=True)
+        metrics.record_swap("done")
+        logger.info("index live", extra={"event": "index_live", "index_version": info.ref.version, "index": str(path)})
+
+    async def _prepare(self, info: IndexInfo) -> EncoderInfo:
+        """Has all replicas of all deployments load a version."""
+        handles = [self._encoder, *self._shards, *([self._bm25] if self._uses_bm25(info) else [])]
+        # A call waits for a deployment's first replica; the broadcast then reaches all that there are.
+        encoder, *_ = await asyncio.gather(*(call(handle.prepare.remote(info.ref)) for handle in handles))
+        await asyncio.gather(*(handle.broadcast("prepare", info.ref).results_async() for handle in handles))
+        if encoder.dim != info.dim:
+            message = f"the encoder's dimension is {encoder.dim}, the index's {info.dim}"
+            raise ApiError(503, "encoder_mismatch", message)
+        return encoder
+
+    def _uses_bm25(self, info: IndexInfo) -> bool:
+        return self._bm25 is not None and info.has_bm25
+
+    def _require_live(self) -> Live:
+        if self._live is None:
+            raise ApiError(503, "not_ready", "the index is still loading", retry_after_s=5)
+        return self._live
+
+    # --- what the routes ask for
+
+    def status(self) -> Status:
+        return self._status
+
+    def models(self) -> ModelList:
+        cards = []
+        if self._live is not None:
+            index, encoder = self._live
+            modes: list[Mode] = ["dense", "bm25", "hybrid"] if self._uses_bm25(index) else ["dense"]
+            cards.append(
+                ModelCard(
+                    id=self._model_name(self._live),
+                    created=index.created,
+                    capabilities=["embeddings", "search"],
+                    dimensions=encoder.dim,
+                    index_version=index.ref.version,
+                    num_passages=index.num_passages,
+                    num_shards=index.num_shards,
+                    modes=modes,
+                    metadata_columns=index.metadata_columns,
+                )
+            )
+        if self._reranker is not None:
+            cards.append(ModelCard(id=self._args.reranker_name, created=0, capabilities=["rerank"]))
+        return ModelList(data=cards)
+
+    async def embed(
+        self, texts: Sequence[str] | Sequence[Sequence[int]], side: str, *, request_id: str
+    ) -> tuple[Float32[np.ndarray, "text dim"], int, str]:
+        live = self._require_live()
+        encoded = await call(self._encoder.encode.remote(live.ref, texts, side, request_id=request_id))
+        return encoded.embeddings, encoded.num_tokens, self._model_name(live)
+
+    async def rerank(self, query: str, documents: Sequence[str], *, request_id: str) -> list[tuple[int, float]]:
+        if self._reranker is None:
+            message = "no reranker is configured on this server; set `reranker` in the application's args"
+            raise ApiError(501, "reranker_not_configured", message)
+        return await call(self._reranker.rerank.remote(query, documents, request_id=request_id))
+
+    async def search(self, request: SearchRequest, *, request_id: str) -> SearchAnswer:
+        live = self._require_live()
+        if request.mode != "dense" and not self._uses_bm25(live.index):
+            raise ApiError(422, "invalid_value", "mode: this index has no word side, only dense", param="mode")
+        search = _Search(self, live, request, request_id)
+        results = await search.run()
+        metrics.record_stages(search.timings_ms, request.mode)
+        single = request.query is not None
+        return SearchAnswer(
+            request_id=request_id,
+            index_version=live.ref.version,
+            model=self._model_name(live),
+            mode=request.mode,
+            k=request.k,
+            query=request.query,
+            hits=results[0].hits if single else None,
+            results=None if single else results,
+            timings_ms=search.timings_ms,
+        )
+
+    def _model_name(self, live: Live) -> str:
+        return self._args.model_name or live.encoder.name
+
+
+class _Search:
+    """One request on its way through the stages."""
+
+    def __init__(self, searcher: Searcher, live: Live, request: SearchRequest, request_id: str) -> None:
+        self._of = searcher
+        self._live = live
+        self._request = request
+        self._request_id = request_id
+        self._selection = Selection.of(request)
+        self._ids: dict[int, str] = {}
+        self._passages: dict[int, dict[str, Any]] = {}
+        self.timings_ms: dict[str, float] = {}
+
+    async def run(self) -> list[QueryResult]:
+        texts, fields = self._request.texts, set(self._request.fields)
+        started = time.perf_counter()
+        top = await self._rank(texts)
+        if fields:
+            await self._fetch(top.rows)
+        results = [
+            QueryResult(query=text, hits=self._hits(text, scores, rows, fields))
+            for text, scores, rows in zip(texts, top.scores.tolist(), top.rows.tolist(), strict=True)
+        ]
+        self.timings_ms["total"] = _ms_since(started)
+        return results
+
+    async def _rank(self, texts: Sequence[str]) -> TopK:
+        k = self._request.k
+        if self._request.mode == "dense":
+            return await self._dense(texts, k)
+        if self._request.mode == "bm25":
+            return await self._words(texts, k)
+        candidates = max(k, self._of._args.candidates)
+        parts = await asyncio.gather(self._dense(texts, candidates), self._words(texts, candidates))
+        return fuse(parts, self._of._args.fusion, k, self._ids_of)
+
+    async def _dense(self, texts: Sequence[str], k: int) -> TopK:
+        encode = self._of._encoder.encode.remote
+        ref = self._live.ref
+        encoded = await self._timed("encode", call(encode(ref, texts, "query", request_id=self._request_id)))
+        embeddings = encoded.embeddings
+        if self._live.encoder.num_feedback:
+            embeddings = await self._timed("refine", self._refined(texts, embeddings))
+        return await self._timed("search", self._shards(embeddings, k, len(texts)))
+
+    async def _refined(self, texts: Sequence[str], embeddings: np.ndarray) -> np.ndarray:
+        """Pseudo-relevance feedback: a first search, whose passages improve the embeddings."""
+        first = await self._shards(embeddings, self._live.encoder.num_feedback, len(texts))
+        await self._fetch(first.rows)
+        feedback = [
+            [(Hit(self._ids[row], score), self._passage(row)) for row, score in zip(rows, scores) if row >= 0]
+            for rows, scores in zip(first.rows.tolist(), first.scores.tolist(), strict=True)
+        ]
+        return await call(self._of._encoder.refine.remote(self._live.ref, texts, embeddings, feedback))
+
+    async def _shards(self, embeddings: np.ndarray, k: int, num_queries: int) -> TopK:
+        inline = bool(self._request.fields) and k * num_queries <= INLINE_HITS
+        ref, selection = self._live.ref, self._selection
+        answers = [call(shard.search.remote(ref, embeddings, k, selection, inline)) for shard in self._of._shards]
+        return merge([self._noted(answer) for answer in await asyncio.gather(*answers)], k, self._ids_of)
+
+    async def _words(self, texts: Sequence[str], k: int) -> TopK:
+        inline = bool(self._request.fields) and k * len(texts) <= INLINE_HITS
+        search = self._of._bm25.search.remote(self._live.ref, texts, k, self._selection, inline)
+        return self._noted(await self._timed("bm25", call(search)))
+
+    def _noted(self, answer: Ranked) -> TopK:
+        self._ids.update(answer.ids)
+        self._passages.update(answer.passages)
+        return answer.top
+
+    def _ids_of(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
+        return np.array([self._ids[row] for row in rows.tolist()], dtype=object)
+
+    async def _fetch(self, rows: Int64[np.ndarray, "query k"]) -> None:
+        """Gets the passages that did not come with the hits from the deployments that hold them."""
+        missing = [row for row in np.unique(rows[rows >= 0]).tolist() if row not in self._passages]
+        if not missing:
+            return
+        owners = self._live.index.shards_of(missing) % len(self._of._shards)
+        calls = [
+            call(shard.passages.remote(self._live.ref, [row for row, owner in zip(missing, owners) if owner == number]))
+            for number, shard in enumerate(self._of._shards)
+            if number in owners
+        ]
+        for passages in await self._timed("passages", asyncio.gather(*calls)):
+            self._passages.update(passages)
+
+    def _passage(self, row: int) -> Passage:
+        record = self._passages[row]
+        return Passage(record[PASSAGE_ID], record[TEXT] or "", record.get(TITLE) or "")
+
+    def _hits(self, query: str, scores: list[float], rows: list[int], fields: set[str]) -> list[SearchHit]:
+        return [self._hit(query, score, row, fields) for score, row in zip(scores, rows, strict=True) if row >= 0]
+
+    def _hit(self, query: str, score: float, row: int, fields: set[str]) -> SearchHit:
+        hit = SearchHit(id=self._ids[row], score=score)
+        if fields:
+            record = self._passages[row]
+            title, text = record.get(TITLE) or "", record[TEXT] or ""
+            hit.title = title if "title" in fields else None
+            hit.text = text if "text" in fields else None
+            hit.highlights = highlight(query, title=title, text=text) if "highlights" in fields else None
+            own = (PASSAGE_ID, TITLE, TEXT, POSITION)
+            hit.metadata = {n: v for n, v in record.items() if n not in own} if "metadata" in fields else None
+        return hit
+
+    async def _timed(self, stage: str, work: Awaitable[T]) -> T:
+        started = time.perf_counter()
+        result = await work
+        self.timings_ms[stage] = round(self.timings_ms.get(stage, 0.0) + _ms_since(started), 3)
+        return result
+
+
+async def call(response: Any) -> Any:
+    """The result of a deployment call; what Serve reports about it becomes an error a caller understands."""
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+    try:
+        return await response
+    except BackPressureError:
+        raise ApiError(429, "overloaded", "this server is at its limit; try again shortly", retry_after_s=1) from None
+    except (DeploymentUnavailableError, RayActorError) as error:
+        logger.warning("a deployment did not answer: %s", error)
+        raise ApiError(503, "unavailable", "a part of this server is restarting", retry_after_s=1) from None
+    except RayTaskError as error:
+        if isinstance(error.cause, ApiError):
+            raise error.cause from None
+        raise
+    except asyncio.CancelledError:
+        cancel: Callable[[], None] = getattr(response, "cancel", lambda: None)
+        cancel()
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, (RaydrError, ApiError)) else f"{type(error).__name__}, see the log"
+
+
+def _ms_since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)

@@ -1,0 +1,218 @@
+"""The Shard and Bm25 deployments: top hits of a part of the index, and the passages of given rows.
+
+Notable: rows are those of the whole index, so hits of several shards, and of both sides, merge and fuse by row. Shard
+deployment i of D holds the shards j with j % D == i, whatever their number in the version asked for. Searches run in
+threads (FAISS lets go of Python's lock), so a replica answers its health checks and other requests meanwhile. A
+filter's row mask is kept for the next request with the same filter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from raydr.errors import DataError
+from raydr.index.filters import FilterError, filterable_columns
+from raydr.index.reader import IndexReader, shift
+from raydr.index.topk import empty, merge
+from raydr.protocols import TopK
+from raydr.serve import metrics
+from raydr.serve.errors import ApiError
+from raydr.serve.schema import SearchRequest
+from raydr.serve.versions import IndexRef, VersionCache
+from raydr.types import PASSAGE_ID, TITLE
+
+MASKS_HELD = 8
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What the searcher needs to know of an index version without opening its vectors."""
+
+    ref: IndexRef
+    dim: int
+    num_passages: int
+    num_shards: int
+    first_rows: Int64[np.ndarray, " shard+1"]
+    has_bm25: bool
+    metadata_columns: list[str]
+    created: int
+    """Unix time at which the index was made."""
+
+    def shards_of(self, rows: Sequence[int]) -> Int64[np.ndarray, " row"]:
+        return np.searchsorted(self.first_rows, rows, side="right") - 1
+
+
+def read_index_info(path: str) -> IndexInfo:
+    """Reads an index's manifest and one schema. Raises `ArtifactError` when there is no finished index."""
+    reader = IndexReader.open(path)
+    columns = [name for name in filterable_columns(reader.shard(0).table.schema) if name != TITLE]
+    return IndexInfo(
+        ref=IndexRef(str(path), reader.version, reader.encoder_version),
+        dim=reader.dim,
+        num_passages=reader.num_passages,
+        num_shards=reader.num_shards,
+        first_rows=reader.first_rows,
+        has_bm25=reader.details.bm25 is not None,
+        metadata_columns=columns,
+        created=int(datetime.fromisoformat(reader.artifact.manifest.created_at).timestamp()),
+    )
+
+
+class Selection(NamedTuple):
+    """Which passages may be found."""
+
+    filters: dict[str, Any]
+    allow_ids: tuple[str, ...] | None
+    exclude_ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, request: SearchRequest) -> Selection:
+        allow_ids = None if request.allow_ids is None else tuple(request.allow_ids)
+        return cls(request.filters, allow_ids, tuple(request.exclude_ids))
+
+    @property
+    def is_everything(self) -> bool:
+        return not self.filters and self.allow_ids is None and not self.exclude_ids
+
+
+class Ranked(NamedTuple):
+    """Hits by row of the whole index, the ids of these rows, and their passages where they were asked for."""
+
+    top: TopK
+    ids: dict[int, str]
+    passages: dict[int, dict[str, Any]]
+
+
+class _Part:
+    """An index version open in this replica, and the last masks made over it."""
+
+    def __init__(self, reader: IndexReader) -> None:
+        self.reader = reader
+        self._masks: OrderedDict[tuple[int, str], Bool[np.ndarray, " row"]] = OrderedDict()
+
+    def mask(self, number: int, selection: Selection) -> Bool[np.ndarray, " row"] | None:
+        """The rows of a shard that may be found; None: all. Raises `ApiError` 422 for a filter that does not fit."""
+        if selection.is_everything:
+            return None
+        key = (number, json.dumps(selection))
+        mask = self._masks.get(key)
+        if mask is None:
+            try:
+                mask = self.reader.shard(number).select(
+                    selection.filters, allow_ids=selection.allow_ids, exclude_ids=selection.exclude_ids
+                )
+            except FilterError as error:
+                raise ApiError(422, "invalid_filter", str(error), param=f"filters.{error.field}") from None
+            except DataError as error:
+                raise ApiError(422, "invalid_filter", str(error), param="filters") from None
+            self._masks[key] = mask
+            while len(self._masks) > MASKS_HELD:
+                self._masks.popitem(last=False)
+        return mask
+
+    def ranked(self, top: TopK, *, inline: bool) -> Ranked:
+        rows = np.unique(top.rows[top.rows >= 0])
+        if inline:
+            passages = dict(zip(rows.tolist(), self.reader.passages(rows), strict=True))
+            return Ranked(top, {row: passage[PASSAGE_ID] for row, passage in passages.items()}, passages)
+        return Ranked(top, dict(zip(rows.tolist(), self.ids_of(rows).tolist(), strict=True)), {})
+
+    def ids_of(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
+        """Ids by row of the whole index, read from the shards concerned only."""
+        ids = np.empty(len(rows), dtype=object)
+        numbers = np.searchsorted(self.reader.first_rows, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            own = numbers == number
+            ids[own] = self.reader.shard(number).passage_ids.take(rows[own] - self.reader.first_rows[number])
+        return ids
+
+
+class Shard:
+    """One replica of Shard deployment `number` of `num_deployments`."""
+
+    def __init__(self, number: int, num_deployments: int, versions_held: int) -> None:
+        self._number = number
+        self._num_deployments = num_deployments
+        self._parts = VersionCache(self._open, versions_held)
+
+    async def prepare(self, ref: IndexRef) -> int:
+        """Opens a version and touches its vectors; the number of shards it has here. Raises `ApiError` 503."""
+        return len(self._numbers(await self._parts.get(ref)))
+
+    async def search(
+        self, ref: IndexRef, embeddings: Float32[np.ndarray, "query dim"], k: int, selection: Selection, inline: bool
+    ) -> Ranked:
+        """The `k` best of this deployment's shards per query; with their passages if `inline`."""
+        part = await self._parts.get(ref)
+        return await asyncio.to_thread(self._search, part, embeddings, k, selection, inline)
+
+    async def passages(self, ref: IndexRef, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Id, title, text and metadata of rows of this deployment's shards."""
+        part = await self._parts.get(ref)
+        return dict(zip(rows, await asyncio.to_thread(part.reader.passages, rows), strict=True))
+
+    def _open(self, ref: IndexRef) -> _Part:
+        part = open_version(ref)
+        for number in self._numbers(part):
+            part.reader.shard(number).search(np.zeros((1, part.reader.dim), dtype=np.float32), 1)
+        return part
+
+    def _numbers(self, part: _Part) -> range:
+        return range(self._number, part.reader.num_shards, self._num_deployments)
+
+    def _search(self, part: _Part, embeddings: np.ndarray, k: int, selection: Selection, inline: bool) -> Ranked:
+        tops = []
+        for number in self._numbers(part):
+            mask = part.mask(number, selection)
+            started = time.perf_counter()
+            top = part.reader.shard(number).search(embeddings, k, mask)
+            metrics.record_shard_search(number, time.perf_counter() - started)
+            tops.append(shift(top, int(part.reader.first_rows[number])))
+        # A version with fewer shards than there are deployments leaves some with nothing to search.
+        return part.ranked(merge(tops, k, part.ids_of) if tops else empty(len(embeddings), k), inline=inline)
+
+
+class Bm25:
+    """One replica of the word side, over all shards."""
+
+    def __init__(self, versions_held: int) -> None:
+        self._parts = VersionCache(_open_words, versions_held)
+
+    async def prepare(self, ref: IndexRef) -> None:
+        """Opens a version. Raises `ApiError` 503."""
+        await self._parts.get(ref)
+
+    async def search(self, ref: IndexRef, texts: Sequence[str], k: int, selection: Selection, inline: bool) -> Ranked:
+        """The `k` best of the whole index per query by words; with their passages if `inline`."""
+        part = await self._parts.get(ref)
+        return await asyncio.to_thread(self._search, part, texts, k, selection, inline)
+
+    def _search(self, part: _Part, texts: Sequence[str], k: int, selection: Selection, inline: bool) -> Ranked:
+        masks = [part.mask(number, selection) for number in range(part.reader.num_shards)]
+        allowed = None if selection.is_everything else np.concatenate([mask for mask in masks if mask is not None])
+        return part.ranked(part.reader.search_bm25(texts, k, allowed=allowed), inline=inline)
+
+
+def open_version(ref: IndexRef) -> _Part:
+    """Opens the index at `ref.path`. Raises `ApiError` 503 when another version lies there by now."""
+    reader = IndexReader.open(ref.path)
+    if reader.version != ref.version:
+        message = f"the index at this path is now version {reader.version}; {ref.version} is gone"
+        raise ApiError(503, "version_gone", message, retry_after_s=1)
+    return _Part(reader)
+
+
+def _open_words(ref: IndexRef) -> _Part:
+    part = open_version(ref)
+    part.reader.search_bm25(["warm up"], 1)
+    return part
