@@ -32,17 +32,20 @@ export function hitElement(hit, rank, onFilter) {
   return el("li", { className: "hit", dataset: { id: hit.id } }, head, ...id, body, chips(hit.metadata ?? {}, onFilter));
 }
 
-/** The bar of stages and its legend. `timings` maps stages to milliseconds; what no stage claims of `total` is "other". */
+/** The bar of stages and its legend. `timings` maps stages to milliseconds; what no stage claims of `total` is "other".
+    In a hybrid search the word side runs while the dense one does, so it takes no length of the bar. */
 export function showTimings(bar, legend, { total, ...timings }) {
-  const stages = Object.entries(timings);
-  const other = total - stages.reduce((sum, [, ms]) => sum + ms, 0);
-  if (other > 0) stages.push(["other", other]);
-  bar.replaceChildren(...stages.map(([name, ms]) => {
-    const part = el("i", { title: `${name}: ${formatMs(ms)}` });
+  const inTurn = Object.entries(timings).filter(([stage]) => stage !== "bm25" || !("encode" in timings));
+  const other = total - inTurn.reduce((sum, [, ms]) => sum + ms, 0);
+  if (other > 0) inTurn.push(["other", other]);
+  bar.replaceChildren(...inTurn.map(([stage, ms]) => {
+    const part = el("i", { title: `${stage}: ${formatMs(ms)}` });
     part.style.flexGrow = ms;
     return part;
   }));
-  legend.replaceChildren(...stages.map(([name, ms]) => el("div", {}, el("dt", {}, name), el("dd", {}, formatMs(ms)))));
+  const alongside = "encode" in timings && "bm25" in timings ? [["bm25, meanwhile", timings.bm25]] : [];
+  legend.replaceChildren(...[...inTurn, ...alongside].map(([stage, ms]) =>
+    el("div", {}, el("dt", {}, stage), el("dd", {}, formatMs(ms)))));
 }
 
 /** A message where results would stand: a heading, a sentence, and what can be done about it. */
