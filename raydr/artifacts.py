@@ -179,12 +179,48 @@ def write_artifact(
             inputs=input_prints,
             counts=writer.counts,
             details=writer.details,
-            files={n: FileRecord(bytes=(path / n).stat().st_size, sha256=file_sha256(path / n)) for n in names},
+            files={name: _record(path / name) for name in names},
         )
         for name in names:
             _fsync(path / name)
         write_durably(path / MANIFEST, manifest.model_dump_json(indent=2).encode())
         marker.unlink()
+
+
+@dataclass
+class ArtifactUpdate:
+    """A new state of an artifact: new files beside the old ones, and which of them all belong to it."""
+
+    artifact: Artifact
+    counts: dict[str, int]
+    details: dict[str, Any]
+    files: set[str]
+    """Relative names of the files of the new state; files that are left out stay on disk for readers of the old."""
+
+
+@contextmanager
+def update_artifact(path: str | Path, *, kind: str) -> Iterator[ArtifactUpdate]:
+    """Publishes a new state of a finished artifact: files under new names first, then the manifest, atomically.
+
+    A reader sees the old state or the new one, never a mixture; an error inside the `with` block changes nothing. The
+    fingerprint stays: it says what the artifact was made from. Raises `ArtifactError` when there is no artifact, or
+    another process is writing there.
+    """
+    path = Path(path)
+    open_artifact(path, kind=kind)  # no lock file is left in a folder that is not ours
+    with _exclusive(path):
+        artifact = open_artifact(path, kind=kind)
+        old = artifact.manifest
+        update = ArtifactUpdate(artifact, dict(old.counts), dict(old.details), set(old.files))
+        yield update
+        records = {}
+        for name in sorted(update.files):
+            _check_relative(path, name)
+            if name not in old.files:
+                _fsync(path / name)
+            records[name] = old.files.get(name) or _record(path / name)
+        changes = {"counts": update.counts, "details": update.details, "files": records}
+        write_durably(path / MANIFEST, old.model_copy(update=changes).model_dump_json(indent=2).encode())
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -215,6 +251,10 @@ def _clear(path: Path) -> None:
         if child.name == ".lock":
             continue
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+
+
+def _record(file: Path) -> FileRecord:
+    return FileRecord(bytes=file.stat().st_size, sha256=file_sha256(file))
 
 
 def _hidden(file: Path, root: Path) -> bool:

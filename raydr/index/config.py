@@ -1,5 +1,7 @@
 """Settings of an index: what `index:` in a run's YAML may say.
 
+Notable: nothing heavy is imported here, so the command line can read and check a config at once. An example:
+
     index: {factory: "IVF4096,SQ8", search: {nprobe: 32}, bm25: null}
 """
 

@@ -30,7 +30,7 @@ class SearchConfig(Config):
     """These passages are never found."""
     aggregate: bool = True
     """Where documents were split into passages: rank documents, each by its best passage."""
-    search: SearchParameters = Field(default_factory=SearchParameters)
+    parameters: SearchParameters = Field(default_factory=SearchParameters)
     """How hard an approximate index searches; what is null keeps the index's own setting."""
     run_tag: str = Field(default="raydr", pattern=r"^\S+$")
     """Last column of the TREC run."""

@@ -1,0 +1,102 @@
+"""BM25 beside the embeddings: bm25s does the scoring; ties, masks and safe files are ours.
+
+Notable: rows are numbered as in the whole index (shard after shard), so BM25 and dense hits fuse by row. Scores are
+memory-mapped arrays and JSON, never a pickle. Only passages that share a word with the query are hits, as in Lucene.
+
+    BM25.build(texts, BM25Config()).save(path)
+    BM25.open(path).search(["how do I join two frames"], k=100, ids_of=reader.passage_ids.take)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from raydr.errors import ArtifactError, ConfigError
+from raydr.index.config import BM25Config
+from raydr.index.topk import IdsOf, empty, select
+from raydr.protocols import TopK
+
+_SETTINGS = "settings.json"
+
+
+class BM25:
+    """A searchable BM25 index over numbered texts."""
+
+    def __init__(self, scorer: Any, config: BM25Config) -> None:
+        self._scorer = scorer
+        self.config = config
+
+    @classmethod
+    def build(cls, texts: Iterable[str], config: BM25Config) -> BM25:
+        """Indexes `texts`; text i becomes row i. Raises `ConfigError` when no word is left to index."""
+        import bm25s
+
+        try:
+            tokens = bm25s.tokenize(list(texts), **_language(config), show_progress=False)
+        except ValueError as error:
+            raise ConfigError(f"bm25.stop_words: {error}") from error
+        if not tokens.vocab:
+            raise ConfigError("bm25: the corpus holds no word to index; set index.bm25=null")
+        scorer = bm25s.BM25(method="lucene", k1=config.k1, b=config.b)
+        scorer.index(tokens, show_progress=False)
+        return cls(scorer, config)
+
+    def save(self, path: Path) -> None:
+        self._scorer.save(path, show_progress=False)
+        (path / _SETTINGS).write_text(json.dumps(self.config.model_dump()), encoding="utf-8")
+
+    @classmethod
+    def open(cls, path: Path) -> BM25:
+        """The index in a folder, memory-mapped. Raises `ArtifactError` when it is damaged."""
+        import bm25s
+
+        try:
+            config = BM25Config.model_validate_json((path / _SETTINGS).read_bytes())
+            return cls(bm25s.BM25.load(path, mmap=True, show_progress=False), config)
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtifactError(f"{path}: not a readable BM25 index: {error}; build the index again") from error
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._scorer.scores["num_docs"])
+
+    def search(
+        self, queries: Sequence[str], k: int, *, ids_of: IdsOf, allowed: Bool[np.ndarray, " row"] | None = None
+    ) -> TopK:
+        """The `k` best rows per query text, only among `allowed` rows, ties by id."""
+        import bm25s
+
+        top = empty(len(queries), k)
+        if not len(queries):
+            return top
+        tokens = bm25s.tokenize(list(queries), **self._tokenizer, return_ids=False, show_progress=False)
+        weights = None if allowed is None else allowed.astype(np.float32)
+        for line, words in enumerate(tokens):
+            known = self._scorer.get_tokens_ids(words)
+            if known:
+                scores = self._scorer.get_scores_from_ids(known, weight_mask=weights)
+                found = select(scores, k, ids_of, above=0.0)
+                top.scores[line], top.rows[line] = found.scores[0], found.rows[0]
+        return top
+
+    @cached_property
+    def _tokenizer(self) -> dict[str, Any]:
+        return _language(self.config)
+
+
+def _language(config: BM25Config) -> dict[str, Any]:
+    """bm25s's tokenizer arguments for the language of `config`."""
+    import Stemmer
+
+    try:
+        stemmer = Stemmer.Stemmer(config.stemmer) if config.stemmer else None
+    except KeyError:
+        raise ConfigError(f"bm25.stemmer {config.stemmer!r}: known are {', '.join(Stemmer.algorithms())}") from None
+    return {"stopwords": config.stop_words or [], "stemmer": stemmer}

@@ -1,0 +1,107 @@
+"""Reading an embedded corpus: embeddings and passages by position, from any number of files in any order.
+
+Notable: rows are put in their place while streaming, so no sort and no second copy is needed, and every way in which
+embeddings can fail to fit their corpus (missing, doubled, of another corpus, not finite) is an error that says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from jaxtyping import Float32, Int64
+
+from raydr.artifacts import Artifact
+from raydr.errors import ArtifactError
+from raydr.types import EMBEDDING, PASSAGE_ID, POSITION
+
+_BATCH_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class EmbeddedCorpus:
+    """Where a corpus and its embeddings lie; small enough to be sent to a task."""
+
+    passage_files: tuple[Path, ...]
+    embedding_files: tuple[Path, ...]
+    num_passages: int
+    dim: int
+
+    @classmethod
+    def of(cls, passage_files: list[Path], num_passages: int, embeddings: Artifact) -> EmbeddedCorpus:
+        """Raises `ArtifactError` when the embeddings cannot be those of this corpus."""
+        names = [name for name in embeddings.manifest.files if name.endswith(".parquet")]
+        files = tuple((embeddings.path / name).resolve() for name in sorted(names))
+        if not files or not num_passages:
+            raise ArtifactError(f"{embeddings.path}: no embeddings to index; the corpus has {num_passages} passages")
+        num_embeddings = sum(fragment.count_rows() for fragment in ds.dataset(list(files)).get_fragments())
+        if num_embeddings != num_passages:
+            raise ArtifactError(
+                f"{embeddings.path}: {num_embeddings} embeddings for {num_passages} passages; embed the corpus again"
+            )
+        paths = tuple(file.resolve() for file in passage_files)
+        return cls(paths, files, num_passages, int(embeddings.manifest.details["dim"]))
+
+    def embeddings(self, first: int, last: int) -> tuple[Float32[np.ndarray, "row dim"], pa.StringArray]:
+        """Embeddings and passage ids of the positions `first` to `last` (exclusive), in order."""
+        matrix = np.empty((last - first, self.dim), dtype=np.float32)
+        seen = np.zeros(last - first, dtype=bool)
+        ids, places = [], []
+        for positions, vectors, batch_ids in self._batches(first, last):
+            place = positions - first
+            matrix[place] = vectors
+            seen[place] = True
+            ids.append(batch_ids)
+            places.append(place)
+        if not seen.all():
+            missing = first + int(np.flatnonzero(~seen)[0])
+            raise ArtifactError(f"{self.embedding_files[0].parent}: no embedding of position {missing}; embed again")
+        if sum(map(len, places)) != last - first:
+            raise ArtifactError(f"{self.embedding_files[0].parent}: a position is embedded twice; embed again")
+        if not np.isfinite(matrix).all():
+            bad = first + int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
+            raise ArtifactError(f"{self.embedding_files[0].parent}: the embedding of position {bad} is not finite")
+        return matrix, pa.concat_arrays(ids).take(pa.array(np.argsort(np.concatenate(places))))
+
+    def sample(self, num: int, rng: np.random.Generator) -> tuple[Int64[np.ndarray, " row"], np.ndarray]:
+        """Positions (ascending) and embeddings of `num` passages drawn from the whole corpus."""
+        chosen = np.sort(rng.choice(self.num_passages, size=min(num, self.num_passages), replace=False))
+        matrix = np.empty((len(chosen), self.dim), dtype=np.float32)
+        for positions, vectors, _ in self._batches(0, self.num_passages):
+            place = np.searchsorted(chosen, positions)
+            wanted = (place < len(chosen)) & (chosen[np.minimum(place, len(chosen) - 1)] == positions)
+            matrix[place[wanted]] = vectors[wanted]
+        return chosen, matrix
+
+    def blocks(self) -> Iterator[tuple[Int64[np.ndarray, " row"], Float32[np.ndarray, "row dim"]]]:
+        """All embeddings with their positions, in the order of the files."""
+        for positions, vectors, _ in self._batches(0, self.num_passages):
+            yield positions, vectors
+
+    def passages(self, first: int, last: int) -> Iterator[pa.Table]:
+        """The passages of the positions `first` to `last` (exclusive), in order, without the position column."""
+        next_position = first
+        for batch in _scan(self.passage_files, first, last, None):
+            positions = batch.column(POSITION).to_numpy()
+            if not np.array_equal(positions, np.arange(next_position, next_position + len(positions))):
+                raise ArtifactError(f"{self.passage_files[0].parent}: positions are not in order; ingest it again")
+            next_position += len(positions)
+            yield pa.Table.from_batches([batch]).drop_columns([POSITION])
+        if next_position != last:
+            raise ArtifactError(f"{self.passage_files[0].parent}: position {next_position} is missing; ingest it again")
+
+    def _batches(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray, pa.StringArray]]:
+        for batch in _scan(self.embedding_files, first, last, [POSITION, PASSAGE_ID, EMBEDDING]):
+            vectors = batch.column(EMBEDDING).flatten().to_numpy().reshape(-1, self.dim)
+            yield batch.column(POSITION).to_numpy(), vectors, batch.column(PASSAGE_ID)
+
+
+def _scan(files: tuple[Path, ...], first: int, last: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """Batches of the rows with positions in the range; row groups outside of it are not read."""
+    within = (ds.field(POSITION) >= first) & (ds.field(POSITION) < last)
+    scanner = ds.dataset(list(files), format="parquet").scanner(columns=columns, filter=within, batch_size=_BATCH_ROWS)
+    return (batch for batch in scanner.to_batches() if batch.num_rows)

@@ -1,0 +1,187 @@
+"""Reading an index: the state it had when it was opened, its shards, its passages, its BM25 side. No Ray.
+
+Notable: opening reads the manifest and file headers; embeddings, ids and BM25 are mapped when first used. Rows of the
+whole index number the shards' rows one shard after the other; they never leave `index/` and its callers in batch.
+
+    reader = IndexReader.open("runs/demo/index")
+    top = reader.search(embeddings, k=10, allowed=reader.select({"package": "numpy"}))
+    reader.passages(top.rows[0])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int64
+
+from raydr.artifacts import Artifact, open_artifact
+from raydr.config import Component
+from raydr.errors import ArtifactError
+from raydr.index.bm25 import BM25
+from raydr.index.config import Device, SearchParameters
+from raydr.index.filters import Filters
+from raydr.index.layout import KIND, IndexDetails, ShardRecord, read_deleted, read_details, shard_path
+from raydr.index.shard import PassageIds, Shard
+from raydr.index.topk import TopK, merge
+from raydr.types import PASSAGE_ID, Embeddings
+
+
+class IndexReader:
+    """An index on disk, as it was when opened; later additions and deletions are seen by opening it again."""
+
+    def __init__(self, artifact: Artifact, *, device: Device = "cpu", num_threads: int | None = None) -> None:
+        self.artifact = artifact
+        self.details: IndexDetails = read_details(artifact)
+        self._device: Device = device
+        self._num_threads = num_threads
+        self._shards: dict[int, Shard] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, *, device: Device = "cpu", num_threads: int | None = None) -> Self:
+        """Raises `ArtifactError` when there is no finished index at `path`. `num_threads`: FAISS threads per search."""
+        return cls(open_artifact(path, kind=KIND), device=device, num_threads=num_threads)
+
+    @property
+    def path(self) -> Path:
+        return self.artifact.path
+
+    @property
+    def version(self) -> str:
+        """Hash of the index's content."""
+        return self.details.version
+
+    @property
+    def encoder_version(self) -> str:
+        """Stamp of the encoder that made the embeddings; queries must come from an encoder with the same stamp."""
+        return self.details.encoder_version
+
+    @property
+    def method(self) -> Component:
+        """The method whose encoder made the embeddings."""
+        return self.details.method
+
+    @property
+    def dim(self) -> int:
+        return self.details.dim
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.details.shards)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards, deleted ones included."""
+        return self.details.num_rows
+
+    @property
+    def num_passages(self) -> int:
+        """Passages that can be found."""
+        return self.details.num_rows - self.details.num_deleted
+
+    def shard(self, number: int) -> Shard:
+        if number not in self._shards:
+            record = self.details.shards[number]
+            self._shards[number] = open_shard(
+                self.path,
+                record,
+                parameters=self.details.search,
+                device=self._device,
+                num_threads=self._num_threads,
+            )
+        return self._shards[number]
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [self.shard(number) for number in range(self.num_shards)]
+
+    @cached_property
+    def first_rows(self) -> Int64[np.ndarray, " shard+1"]:
+        """First row of each shard in the numbering of the whole index, and the number of rows at the end."""
+        return np.cumsum([0, *(record.num_rows for record in self.details.shards)], dtype=np.int64)
+
+    @cached_property
+    def passage_ids(self) -> PassageIds:
+        """Ids by row of the whole index."""
+        columns = [shard.table.column(PASSAGE_ID) for shard in self.shards]
+        return PassageIds(pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=pa.string()))
+
+    @cached_property
+    def bm25(self) -> BM25:
+        """The BM25 side, over rows of the whole index. Raises `ArtifactError` when the index was built without one."""
+        if self.details.bm25 is None:
+            raise ArtifactError(f"{self.path}: built without BM25; build it with index.bm25={{}} or search mode=dense")
+        return BM25.open(self.path / self.details.bm25)
+
+    def search(
+        self,
+        embeddings: Embeddings,
+        k: int,
+        *,
+        allowed: Bool[np.ndarray, " passage"] | None = None,
+        parameters: SearchParameters | None = None,
+    ) -> TopK:
+        """The `k` best rows of the whole index per query, every shard searched in this process."""
+        parts = [
+            shift(shard.search(embeddings, k, self.part(allowed, number), parameters=parameters), first)
+            for number, (shard, first) in enumerate(zip(self.shards, self.first_rows, strict=False))
+        ]
+        return merge(parts, k, self.passage_ids.take)
+
+    def search_bm25(self, texts: Sequence[str], k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
+        """The `k` best rows of the whole index per query text by BM25; deleted rows are never found."""
+        if self.details.num_deleted:
+            alive = self.select()
+            allowed = alive if allowed is None else allowed & alive
+        return self.bm25.search(texts, k, ids_of=self.passage_ids.take, allowed=allowed)
+
+    def select(
+        self,
+        filters: Filters | None = None,
+        *,
+        allow_ids: Collection[str] | None = None,
+        exclude_ids: Collection[str] = (),
+    ) -> Bool[np.ndarray, " row"]:
+        """The live rows of the whole index that pass the filters. Raises `FilterError` naming the wrong field."""
+        return np.concatenate([s.select(filters, allow_ids=allow_ids, exclude_ids=exclude_ids) for s in self.shards])
+
+    def part(self, allowed: Bool[np.ndarray, " row"] | None, number: int) -> Bool[np.ndarray, " row"] | None:
+        """The slice of a mask over the whole index that belongs to one shard."""
+        return None if allowed is None else allowed[self.first_rows[number] : self.first_rows[number + 1]]
+
+    def passages(self, rows: Sequence[int] | Int64[np.ndarray, " hit"]) -> list[dict[str, Any]]:
+        """passage_id, title, text and metadata of rows of the whole index, in that order."""
+        return self._gather(rows, lambda shard, local: shard.passages(local))
+
+    def document_ids(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
+        """The document of each row (object array of str); the passage itself where documents were not split."""
+        return np.array(self._gather(rows, lambda shard, local: shard.document_ids(local)), dtype=object)
+
+    def _gather(self, rows: Sequence[int] | Int64[np.ndarray, " hit"], look_up: Any) -> list[Any]:
+        wanted = np.asarray(rows, dtype=np.int64)
+        found: list[Any] = [None] * len(wanted)
+        numbers = np.searchsorted(self.first_rows, wanted, side="right") - 1
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            items = look_up(self.shard(int(number)), wanted[places] - self.first_rows[number])
+            for place, item in zip(places, items, strict=True):
+                found[place] = item
+        return found
+
+
+def open_shard(
+    root: Path, record: ShardRecord, *, parameters: SearchParameters, device: Device, num_threads: int | None
+) -> Shard:
+    """The shard that `record` describes, in the index at `root`."""
+    deleted = read_deleted(root, record)
+    path = shard_path(root, record.name)
+    return Shard(path, deleted=deleted, device=device, num_threads=num_threads, parameters=parameters)
+
+
+def shift(top: TopK, first_row: int) -> TopK:
+    """A shard's rows in the numbering of the whole index."""
+    return TopK(scores=top.scores, rows=np.where(top.rows >= 0, top.rows + first_row, -1))

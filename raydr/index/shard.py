@@ -1,0 +1,227 @@
+"""A shard: `vectors.faiss` beside `passages.arrow`, row-aligned and memory-mapped. Knows nothing of Ray.
+
+Notable: row i of both files is the same passage, so looking a passage up is a `take` from memory-mapped Arrow, without
+a database, and copying one folder moves a shard. Deleted rows are a mask over files that never change. `VectorIndex`
+is the same thing in memory, for a notebook or a test.
+
+    index = VectorIndex("Flat")
+    index.add(["a", "b"], encoder.encode_passages(passages))
+    index.search(encoder.encode_queries(queries), k=10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Int64
+
+from raydr.errors import ArtifactError, ConfigError
+from raydr.index.config import Device, SearchParameters
+from raydr.index.filters import Filters, row_mask
+from raydr.index.topk import empty
+from raydr.index.vectors import Vectors, create
+from raydr.protocols import TopK
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, Embeddings
+
+VECTORS = "vectors.faiss"
+PASSAGES = "passages.arrow"
+_BATCH_ROWS = 8192
+
+
+class PassageIds(Sequence[str]):
+    """Ids by row, kept in Arrow: a string is made for each id asked for, not for each row there is."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        ids = column.cast(pa.large_string()).combine_chunks()
+        self._ids = pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        found = self._ids[row if isinstance(row, slice) else int(row)]
+        return found.to_pylist() if isinstance(row, slice) else found.as_py()
+
+    def take(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
+        """The ids of `rows`, as an object array of str."""
+        return self._ids.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+
+
+class Shard:
+    """One shard on disk; opening it reads nothing but the files' headers."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        deleted: Int64[np.ndarray, " deleted"] | None = None,
+        device: Device = "cpu",
+        num_threads: int | None = None,
+        parameters: SearchParameters | None = None,
+    ) -> None:
+        self.path = path
+        self.table = _open_table(path / PASSAGES)
+        self._device = device
+        self._num_threads = num_threads
+        self._parameters = parameters or SearchParameters()
+        self._first_rows = np.cumsum([0, *(batch.num_rows for batch in self.table.to_batches())])
+        self.alive: Bool[np.ndarray, " row"] | None = None
+        if deleted is not None and len(deleted):
+            self.alive = np.ones(self.num_rows, dtype=bool)
+            self.alive[deleted] = False
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        vectors = Vectors.read(self.path / VECTORS, device=self._device, num_threads=self._num_threads)
+        if vectors.num_rows != self.num_rows:
+            raise ArtifactError(
+                f"{self.path}: {vectors.num_rows} embeddings beside {self.num_rows} passages; build the index again"
+            )
+        return vectors
+
+    @property
+    def num_rows(self) -> int:
+        """Rows on disk, deleted ones included."""
+        return self.table.num_rows
+
+    @cached_property
+    def passage_ids(self) -> PassageIds:
+        return PassageIds(self.table.column(PASSAGE_ID))
+
+    def search(
+        self,
+        embeddings: Float32[np.ndarray, "query dim"],
+        k: int,
+        allowed: Bool[np.ndarray, " row"] | None = None,
+        *,
+        parameters: SearchParameters | None = None,
+    ) -> TopK:
+        """The `k` best live rows per query, only among `allowed` ones; `parameters` override the index's own."""
+        if self.alive is not None:
+            allowed = self.alive if allowed is None else allowed & self.alive
+        given = parameters.model_dump(exclude_none=True) if parameters else {}
+        settings = self._parameters.model_copy(update=given)
+        return self.vectors.search(embeddings, k, ids_of=self.passage_ids.take, allowed=allowed, parameters=settings)
+
+    def select(
+        self,
+        filters: Filters | None = None,
+        *,
+        allow_ids: Collection[str] | None = None,
+        exclude_ids: Collection[str] = (),
+    ) -> Bool[np.ndarray, " row"]:
+        """The live rows that pass the filters. Raises `FilterError` naming the field that is wrong."""
+        mask = row_mask(self.table, filters, allow_ids=allow_ids, exclude_ids=exclude_ids)
+        return mask if self.alive is None else mask & self.alive
+
+    def take(self, rows: Sequence[int] | Int64[np.ndarray, " hit"], columns: Sequence[str] | None = None) -> pa.Table:
+        """The passages of `rows`, in that order. Only the batches that hold them are touched."""
+        table = self.table if columns is None else self.table.select(list(columns))
+        wanted = np.asarray(rows, dtype=np.int64)
+        if not len(wanted):
+            return table.slice(0, 0)
+        batches = table.to_batches()
+        place = np.searchsorted(self._first_rows, wanted, side="right") - 1
+        by_batch = np.argsort(place, kind="stable")
+        parts = [
+            batches[number].take(pa.array(wanted[by_batch][place[by_batch] == number] - self._first_rows[number]))
+            for number in np.unique(place)
+        ]
+        back = np.empty(len(wanted), dtype=np.int64)
+        back[by_batch] = np.arange(len(wanted))
+        return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+
+    def passages(self, rows: Sequence[int] | Int64[np.ndarray, " hit"]) -> list[dict[str, Any]]:
+        """passage_id, title, text and metadata of each of `rows`, in that order."""
+        return self.take(rows).to_pylist()
+
+    def document_ids(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
+        """The document of each row (an object array of str); the passage itself where documents were not split."""
+        name = DOCUMENT_ID if DOCUMENT_ID in self.table.column_names else PASSAGE_ID
+        return self.take(rows, [name]).column(name).to_numpy()
+
+
+class VectorIndex:
+    """An index in memory: `protocols.Index` over any FAISS factory that needs no training, by default an exact one."""
+
+    def __init__(self, factory: str = "Flat", dim: int | None = None) -> None:
+        self._factory = factory
+        self._dim = dim
+        self._vectors: Vectors | None = None
+        self._ids: list[str] = []
+
+    @property
+    def passage_ids(self) -> Sequence[str]:
+        return self._ids
+
+    def add(self, passage_ids: Sequence[str], embeddings: Embeddings) -> None:
+        """Appends rows. Raises `ConfigError` on ids that are there already, or a dimension that differs."""
+        matrix = dense(embeddings)
+        if len(passage_ids) != len(matrix):
+            raise ConfigError(f"{len(passage_ids)} passage ids for {len(matrix)} embeddings; one each is needed")
+        if len({*self._ids, *passage_ids}) != len(self._ids) + len(passage_ids):
+            raise ConfigError("a passage id was added twice; ids are unique in an index")
+        if self._vectors is None:
+            self._vectors = self._create(self._dim or matrix.shape[1])
+        if matrix.shape[1] != self._vectors.dim:
+            raise ConfigError(f"embeddings of dimension {matrix.shape[1]} for an index of {self._vectors.dim}")
+        self._vectors.add(matrix)
+        self._ids += passage_ids
+
+    def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
+        """The `k` best rows per query, ties by passage id."""
+        queries = dense(embeddings)
+        if self._vectors is None:
+            return empty(len(queries), k)
+        ids = np.asarray(self._ids, dtype=object)
+        return self._vectors.search(queries, k, ids_of=ids.__getitem__, allowed=allowed)
+
+    def _create(self, dim: int) -> Vectors:
+        index = create(self._factory, dim)
+        if not index.is_trained:
+            raise ConfigError(f"{self._factory!r} must be trained first; use raydr.index.build, or Flat or HNSW32 here")
+        return Vectors(index)
+
+
+def dense(embeddings: Embeddings) -> Float32[np.ndarray, "row dim"]:
+    """`embeddings`, finite and dense. Raises `ConfigError` otherwise."""
+    if not isinstance(embeddings, np.ndarray):
+        raise ConfigError("a FAISS index needs dense embeddings, these are sparse")
+    if not np.isfinite(embeddings).all():
+        raise ConfigError("embeddings hold NaN or infinity; look at the encoder's precision")
+    return embeddings
+
+
+def write_passages(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Writes `passages.arrow` from tables of one schema, in batches small enough to be taken from cheaply."""
+    writer = None
+    try:
+        for table in tables:
+            table = _plain(table)
+            writer = writer or pa.ipc.new_file(path, table.schema)
+            writer.write_table(table, max_chunksize=_BATCH_ROWS)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table without metadata and dictionary encoding, which filters and appended batches would have to follow."""
+    types = [t.value_type if pa.types.is_dictionary(t) else t for t in table.schema.types]
+    return table.cast(pa.schema(list(zip(table.column_names, types, strict=True))))
+
+
+def _open_table(path: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactError(f"{path}: not a readable passages file: {error}; build the index again") from error
