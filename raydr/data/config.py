@@ -77,7 +77,7 @@ class DataConfig(Config):
     metadata_types: dict[str, MetadataType] = Field(default_factory=dict)
     """Types of metadata columns; a type that is not declared is that of the column's first value."""
     on_error: Literal["raise", "skip"] = "raise"
-    """`raise`: stop, naming file, line and field; `skip`: leave bad records out, counted and listed in rejects.jsonl."""
+    """`raise`: stop, naming file, line and field; `skip`: leave bad records out, counted, in rejects.jsonl."""
     on_empty: Literal["error", "keep"] = "error"
     """A passage with neither title nor text: `error` treats it as bad input, `keep` keeps it as an empty passage."""
     split_documents: SplitDocuments | None = None

@@ -144,7 +144,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def read_lines(file: SourceFile, advance: Advance = lambda _: None) -> Iterator[tuple[int, bytes]]:
-    """Every line with its number (from 1), without its line break or a byte-order mark."""
+    """Every line with its number (from 1), without its line feed or a byte-order mark."""
     number = 0
     pending: list[bytes] = []  # the beginning of a line that goes on in the next chunk
     with file.chunks(advance) as chunks:
@@ -163,8 +163,6 @@ def read_lines(file: SourceFile, advance: Advance = lambda _: None) -> Iterator[
 
 
 def _clean(line: bytes, number: int) -> bytes:
-    if line.endswith(b"\r"):
-        line = line[:-1]
     return line.removeprefix(_BOM) if number == 1 else line
 
 

@@ -138,8 +138,7 @@ class Layout:
         if file.suffix in (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".pq"):
             return self._table(file, ("query_id", "passage_id"))
         self.used.append(file)
-        first = next(iter(read_lines(file)), (1, b""))[1]
-        return TrecQrels(file) if self.format == "msmarco" or len(first.split()) == 4 else BeirQrels(file)
+        return TrecQrels(file) if self.format == "msmarco" else text_qrels(file)
 
     def _wanted_columns(self) -> tuple[str, ...] | None:
         """The columns worth reading from a Parquet file: a column that is not carried may be large (an embedding)."""
@@ -147,6 +146,12 @@ class Layout:
             return None
         own = [name for names in passage_names(self.config.columns).values() for name in names]
         return (*own, *(self.config.metadata if isinstance(self.config.metadata, list) else ()))
+
+
+def text_qrels(file: SourceFile) -> Records:
+    """A judgements file in TREC's form (four columns) or BEIR's (three columns and a header), by its first line."""
+    first = next(iter(read_lines(file)), (1, b""))[1]
+    return TrecQrels(file) if len(first.split()) == 4 else BeirQrels(file)
 
 
 def _passage_files(folder: Folder) -> list[SourceFile]:

@@ -1,8 +1,8 @@
 """Bad records: reported together with file, line and field, or left out, counted and listed in a file.
 
-problems = Problems(source="data/scifact", rejects=None)           # on_error: raise
+problems = Problems("data/scifact")                                  # on_error: raise
 problems.add("corpus.jsonl", 4, "text", "is missing", raw=line)
-problems.check()                                                    # DataError naming every problem so far
+problems.check()                                                     # DataError naming every problem so far
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import json
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from raydr.errors import DataError
 
 MAX_REPORTED = 10
 """So many problems are reported in one error."""
 _EXCERPT = 200
+_HINT = "mend them, or set data.on_error=skip to leave such records out and list them in rejects.jsonl"
 
 
 class BadFieldError(ValueError):
@@ -28,15 +29,34 @@ class BadFieldError(ValueError):
         self.field, self.reason, self.detail = field, reason, detail
 
 
+class Problem(NamedTuple):
+    """One bad record."""
+
+    file: str
+    line: int | None
+    field: str | None
+    reason: str
+    raw: str
+    """The beginning of the record."""
+
+    def __str__(self) -> str:
+        line = f", line {self.line}" if self.line is not None else ""
+        field = f", field {self.field!r}" if self.field else ""
+        return f"{self.file}{line}{field}: {self.reason}"
+
+
 class Problems:
     """Collects bad records. With a `rejects` file they are written there; without one they become a `DataError`."""
 
-    def __init__(self, source: str, rejects: Path | None) -> None:
-        self._source = source
-        self._messages: list[str] = []
+    def __init__(
+        self, source: str, rejects: Path | None = None, *, limit: int | None = MAX_REPORTED, hint: str = _HINT
+    ) -> None:
+        self._source, self._limit, self._hint = source, limit, hint
         self._rejects = rejects.open("w", encoding="utf-8") if rejects else None
+        self.found: list[Problem] = []
+        """What `check` would report; stays empty with a rejects file."""
         self.counts: Counter[str] = Counter()
-        """Rejected records by reason."""
+        """Bad records by reason."""
 
     def __enter__(self) -> Self:
         return self
@@ -50,31 +70,25 @@ class Problems:
     def add(self, file: str, line: int | None, field: str | None, reason: str, raw: Any, detail: str = "") -> None:
         """Notes one bad record. `reason` is the kind of fault, `detail` the particular of this one.
 
-        Raises `DataError` when there is no rejects file and enough problems have come together.
+        Raises `DataError` when there is no rejects file and as many problems as `limit` have come together.
         """
-        excerpt = _excerpt(raw)
-        full = f"{reason}: {detail}" if detail else reason
+        problem = Problem(file, line, field, f"{reason}: {detail}" if detail else reason, _excerpt(raw))
+        self.counts[reason] += 1
         if self._rejects:
-            self.counts[reason] += 1
-            record = {"file": file, "line": line, "field": field, "reason": full, "raw": excerpt}
-            self._rejects.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._rejects.write(json.dumps(problem._asdict(), ensure_ascii=False) + "\n")
             return
-        place = file + (f", line {line}" if line is not None else "") + (f", field {field!r}" if field else "")
-        self._messages.append(f"  {place}: {full}\n    {excerpt}")
-        if len(self._messages) >= MAX_REPORTED:
+        self.found.append(problem)
+        if self._limit is not None and len(self.found) >= self._limit:
             self.check()
 
     def check(self) -> None:
         """Raises `DataError` naming every problem collected so far; does nothing when there is none."""
-        if not self._messages:
+        if not self.found:
             return
-        num = len(self._messages)
-        heading = f"the first {num} problems" if num >= MAX_REPORTED else f"{num} problem{'s'[: num != 1]}"
-        raise DataError(
-            f"{self._source}: {heading} in the data\n"
-            + "\n".join(self._messages)
-            + "\nmend them, or set data.on_error=skip to leave such records out and list them in rejects.jsonl"
-        )
+        num = len(self.found)
+        heading = f"the first {num} problems" if num == self._limit else f"{num} problem{'s'[: num != 1]}"
+        lines = [f"  {problem}\n    {problem.raw}" for problem in self.found]
+        raise DataError("\n".join([f"{self._source}: {heading} in the data", *lines, self._hint]))
 
 
 def _excerpt(raw: Any) -> str:

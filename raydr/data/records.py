@@ -71,16 +71,18 @@ class _InFile:
     def fixed_columns(self) -> bool:
         return True
 
-    def _text_lines(self, problems: Problems, advance: Advance) -> Iterator[tuple[int, str]]:
-        """Lines that are not blank; those that are not UTF-8 are problems."""
+    def _text_lines(self, problems: Problems, advance: Advance, *, exactly: bool = False) -> Iterator[tuple[int, str]]:
+        """Lines that are UTF-8; without blank lines and Windows line ends, unless every character counts."""
         for number, line in read_lines(self.file, advance):
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 problems.add(self.name, number, None, "not valid UTF-8", line, f"byte {error.start + 1} of the line")
                 continue
-            if text.strip():
+            if exactly:
                 yield number, text
+            elif text.strip():
+                yield number, text.removesuffix("\r")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class CsvRows(_InFile):
     def read(self, problems: Problems, advance: Advance) -> Iterator[tuple[int, Record]]:
         csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than a long document
         at = _Position()
-        reader = csv.reader(at.follow(self._text_lines(problems, advance)), delimiter=self.delimiter, strict=True)
+        reader = csv.reader(
+            at.follow(self._text_lines(problems, advance, exactly=True)), delimiter=self.delimiter, strict=True
+        )
         header: list[str] | None = None
         while True:
             at.start_record()
@@ -130,6 +134,8 @@ class CsvRows(_InFile):
                 continue
             if row is None:
                 break
+            if not row:  # a blank line
+                continue
             if header is None:
                 header = self._header(row)
             elif len(row) != len(header):
