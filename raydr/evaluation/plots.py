@@ -88,7 +88,7 @@ def _draw_values(axes: Axes, c: Comparison, ink: _Ink) -> None:
     for r, name in enumerate(c.names):
         x = np.arange(len(c.measures)) + (r - (num_runs - 1) / 2) * width
         errors = np.stack([c.values[r] - c.low[r], c.high[r] - c.values[r]]).clip(min=0)
-        axes.bar(x, c.values[r], width * 0.92, color=_colour(r), label=name)
+        axes.bar(x, c.values[r], width * 0.92, color=_colour(r if num_runs > 1 else 1), label=name)
         axes.errorbar(x, c.values[r], errors, fmt="none", ecolor=ink.text, elinewidth=1, capsize=2.5, alpha=0.75)
         if num_runs * len(c.measures) <= _LABELLED_BARS:
             for m, place in enumerate(x):

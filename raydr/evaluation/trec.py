@@ -24,7 +24,7 @@ from typing import Literal, NoReturn, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from raydr.artifacts import write_durably
 from raydr.errors import DataError
@@ -189,21 +189,19 @@ def _from_ranks(path: Path, ranks: dict[str, dict[str, float]]) -> Run:
 
 
 def _order_preserving(
-    scores: Float32[np.ndarray, " hit"], ids: list[str], *, where: str
+    scores: Float64[np.ndarray, " hit"], ids: list[str], *, where: str
 ) -> Float32[np.ndarray, " hit"]:
     """The highest float32 scores, none above the given, that trec_eval sorts into the given order."""
     with np.errstate(over="ignore"):
-        scores = scores.astype(np.float32)
-    if not np.isfinite(scores).all():
+        rounded = scores.astype(np.float32)
+    if not np.isfinite(rounded).all():
         raise DataError(f"{where}: a score is not a finite float32, which a TREC file cannot hold")
-    if (np.diff(scores) > 0).any():
+    if (np.diff(rounded) > 0).any():
         raise DataError(f"{where}: hits are not best first; sort them by descending score before writing them")
-    if len(ids) < 2:
-        return scores
     # A later hit with a smaller id may share its predecessor's score; one with a larger id must score strictly less.
     # On integers that count float32 steps, w[i] = min(s[i], w[i-1] - strict[i]) is one running minimum.
-    strict = np.cumsum([0, *(later > earlier for earlier, later in pairwise(ids))])
-    return _from_steps(np.minimum.accumulate(_to_steps(scores) + strict) - strict)
+    strict = np.cumsum([0, *(later > earlier for earlier, later in pairwise(ids))])[: len(ids)]
+    return _from_steps(np.minimum.accumulate(_to_steps(rounded) + strict) - strict)
 
 
 def _to_steps(scores: Float32[np.ndarray, " hit"]) -> Int64[np.ndarray, " hit"]:
