@@ -7,7 +7,7 @@ data: {path: msmarco-passage/trec-dl-2019/judged}
 
 from __future__ import annotations
 
-from typing import Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -49,7 +49,7 @@ class SplitDocuments(Config):
     """What counts the tokens: a folder with `tokenizer.json`, a hub name, or `minilm` (the packaged one)."""
 
     @model_validator(mode="after")
-    def _overlap_is_smaller(self) -> Self:
+    def _overlap_is_smaller(self) -> SplitDocuments:
         if self.overlap_tokens >= self.max_tokens:
             raise ValueError(f"overlap_tokens ({self.overlap_tokens}) must be less than max_tokens ({self.max_tokens})")
         return self
@@ -84,7 +84,7 @@ class DataConfig(Config):
     """Cuts long documents into passages; null takes every document as one passage."""
 
     @model_validator(mode="after")
-    def _metadata_can_be_columns(self) -> Self:
+    def _metadata_can_be_columns(self) -> DataConfig:
         selected = self.metadata if isinstance(self.metadata, list) else []
         for name in [*selected, *self.metadata_types]:
             if name in RESERVED_COLUMNS:

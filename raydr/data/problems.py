@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from raydr.errors import DataError
 
@@ -58,7 +58,7 @@ class Problems:
         self.counts: Counter[str] = Counter()
         """Bad records by reason."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Problems:
         return self
 
     def __exit__(
