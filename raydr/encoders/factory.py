@@ -1,7 +1,7 @@
 """An encoder as something that can be sent to a Ray actor or a Serve replica: configuration now, weights there.
 
-    build_encoder = EncoderFactory(Component(import_path="raydr.methods.zero_shot:ZeroShot"))
-    build_encoder().encode_queries([Query("q1", "how do I join two frames")])
+build_encoder = EncoderFactory(Component(import_path="raydr.methods.zero_shot:ZeroShot"))
+build_encoder().encode_queries([Query("q1", "how do I join two frames")])
 """
 
 from __future__ import annotations

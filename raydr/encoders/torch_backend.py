@@ -1,0 +1,67 @@
+"""The network in PyTorch, on a CPU or a GPU.
+
+Notable: attention is torch's fused `scaled_dot_product_attention`, without a mask wherever a batch has no padding;
+the whole network runs in the chosen precision, pooling and normalisation in float32.
+
+    TorchBackend(load_network(checkpoint, ...), device="cuda", precision="bfloat16").forward(input_ids, None)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+
+from raydr.encoders.checkpoint import Checkpoint
+from raydr.encoders.precision import Precision
+from raydr.errors import ConfigError
+from raydr.models.dual_encoder import DualEncoder
+from raydr.models.pooling import Pooling
+
+
+def load_network(
+    checkpoint: Checkpoint, *, pooling: Pooling, normalize: bool, dimensions: int | None, precision: Precision
+) -> DualEncoder:
+    """The checkpoint's transformer, from safetensors and without code of its own, with the pooling on top."""
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        loader = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        config.use_cache = False  # of keys and values, which only generation needs
+        transformer = loader.from_pretrained(
+            checkpoint.path,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=getattr(torch, precision),
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"{checkpoint.path}: transformers cannot load this model: {error}") from error
+    return DualEncoder(transformer, pooling=pooling, normalize=normalize, dimensions=dimensions).eval()
+
+
+class TorchBackend:
+    """Runs batches one after another; torch's own threads share the work of each."""
+
+    num_streams = 1
+
+    def __init__(self, network: DualEncoder, *, device: str, num_threads: int) -> None:
+        if device == "cpu":
+            torch.set_num_threads(num_threads)
+        self._network = network.to(device)
+        self._device = device
+
+    @torch.inference_mode()
+    def forward(
+        self, input_ids: Int64[np.ndarray, "text token"], attention_mask: Int64[np.ndarray, "text token"] | None
+    ) -> Float32[np.ndarray, "text dim"]:
+        ids = torch.from_numpy(input_ids).to(self._device)
+        mask = None if attention_mask is None else torch.from_numpy(attention_mask).to(self._device)
+        return self._network(ids, mask).cpu().numpy()
+
+    def free_memory(self) -> None:
+        if self._device.startswith("cuda"):
+            torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Networks: plain PyTorch modules that know nothing of Ray, files or FAISS."""
