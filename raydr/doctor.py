@@ -277,7 +277,7 @@ def _ray() -> Iterator[Check]:
     start = time.perf_counter()
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        answer = ray.get(ray.remote(sum).remote([1, 2]), timeout=60)
+        answer = ray.get(ray.remote(lambda: 1 + 2).remote(), timeout=60)
     finally:
         ray.shutdown()
     if answer == 3:

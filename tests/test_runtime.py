@@ -1,0 +1,62 @@
+"""Where a step runs: `auto` pays for a cluster only where one is there or worth it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from raydr.runtime import AUTO_RAY_PASSAGES, connect, in_cluster, uses_ray
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch):
+    """No cluster in the environment, and none that this process has joined."""
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+
+
+def test_local_and_ray_are_taken_at_their_word(alone):
+    assert uses_ray("ray", num_passages=1)
+    assert not uses_ray("local", num_passages=10**9)
+
+
+def test_auto_starts_a_cluster_only_for_a_large_corpus(alone):
+    assert not uses_ray("auto", num_passages=AUTO_RAY_PASSAGES - 1)
+    assert uses_ray("auto", num_passages=AUTO_RAY_PASSAGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RAY_ADDRESS", "10.0.0.1:6379", True),
+        ("RAY_ADDRESS", "auto", True),
+        ("RAY_ADDRESS", "local", False),  # asks for a new cluster of one's own
+        ("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}", True),
+    ],
+)
+def test_the_environment_of_a_job_means_a_cluster(alone, monkeypatch, name, value, expected):
+    monkeypatch.setenv(name, value)
+    assert in_cluster() is expected
+    assert uses_ray("auto", num_passages=1) is expected
+    assert not uses_ray("local", num_passages=1)
+
+
+def test_asking_does_not_import_ray():
+    code = (
+        "import sys; from raydr.runtime import uses_ray; uses_ray('auto', num_passages=1); print('ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.ray
+def test_a_joined_cluster_is_used_and_kept(ray_cluster):
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    assert uses_ray("auto", num_passages=1)
+    connect()
+    assert ray.get_runtime_context().get_node_id() == node
