@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml .ci/setup
 	@sh .ci/setup $(STACK) $(PYTHON)
 	@touch $@
 
-demo: setup  ## embed, index, evaluate and serve the documentation of your Python packages
-	@$(BIN)/raydr demo $(ARGS)
+demo: setup  ## embed, index, evaluate and serve the documentation of your Python packages (size=all: all of it)
+	@$(BIN)/raydr demo $(if $(size),size=$(size)) $(ARGS)
 
 test: setup  ## run the tests; ARGS="tests/index -k topk" selects
 	@$(BIN)/python -m pytest $(ARGS)

@@ -94,6 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, help_text in _VERBS.items():
         _add_verb(commands, verb, help_text)
     _add_serve(commands)
+    _add_update(commands)
+    _add_data(commands)
+    _add_reproductions(commands)
     _add_doctor(commands)
     return parser
 
@@ -155,6 +158,54 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("index", nargs="?", type=Path, default=DEMO_INDEX, help="index to serve (default: the demo's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+
+
+def _add_update(commands: Any) -> None:
+    parser = _command(commands, "update", None, "change an index that is in use: add, delete, compact, show")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    show = _command(actions, "show", _run_update_show, "what an index holds")
+    add = _command(actions, "add", _run_update_add, "add the embedded corpus of another run as new shards")
+    delete = _command(actions, "delete", _run_update_delete, "delete passages; they are never found again")
+    compact = _command(actions, "compact", _run_update_compact, "rewrite shards without their deleted passages")
+    for action in (show, add, delete, compact):
+        action.add_argument("index", type=Path, help="the index, such as OUT/index")
+    add.add_argument("run_folder", metavar="NEW", type=Path, help="folder of a run: raydr embed CONFIG out=NEW")
+    add.add_argument("--replace", action="store_true", help="passages that are there already are replaced")
+    delete.add_argument("ids", nargs="+", metavar="ID", help="passage ids")
+    delete.add_argument("--missing-ok", action="store_true", help="ids that are not there are no error")
+
+
+def _add_data(commands: Any) -> None:
+    parser = _command(commands, "data", None, "check and convert files of training examples")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    validate = _command(actions, "validate", _run_validate, "check every line; name file, line and field of what is wrong")
+    convert = _command(actions, "convert", _run_convert, "write training examples in the format of another tool")
+    for action in (validate, convert):
+        action.add_argument("source", help="a JSONL file of training examples")
+        action.add_argument("--from", dest="source_format", default="auto", help="its format (default: recognised)")
+        action.add_argument("--corpus", help="the corpus, where examples name passages by id")
+    convert.add_argument("target", type=Path, help="file to write")
+    convert.add_argument("--to", dest="target_format", required=True, help="format to write; docs/data_formats.md has all")
+    convert.add_argument("--target-corpus", type=Path, help="where the corpus of `--to tevatron_ids` goes")
+    convert.add_argument("--qrels", help="judgements that turn candidates into positives and negatives")
+    convert.add_argument("--rejects", type=Path, help="leave bad lines out, and list them in this file")
+
+
+def _add_reproductions(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "reproductions",
+        None,
+        "run the published numbers again and compare",
+        "The rows are docs/reproductions.yaml; collections are looked for in RAYDR_DATA.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    run = _command(actions, "run", _run_reproductions, "run rows and check their scores against what is expected")
+    run.add_argument("ids", nargs="*", metavar="ID", help="rows to run (default: all)")
+    run.add_argument("--data", type=Path, help="folder of the collections (default: RAYDR_DATA)")
+    run.add_argument("--out", type=Path, help="keep the runs in this folder")
+    _command(actions, "check", _run_reproductions_check, "is docs/reproductions.md what the rows say?")
+    _command(actions, "render", _run_reproductions_render, "write docs/reproductions.md from the rows")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -244,6 +295,91 @@ def _run_serve(arguments: argparse.Namespace) -> int:
     from raydr.verbs.serve import serve_until_interrupted
 
     serve_until_interrupted(arguments.index, host=arguments.host, port=arguments.port)
+    return 0
+
+
+def _run_update_show(arguments: argparse.Namespace) -> int:
+    from raydr.verbs.update import describe
+
+    print(describe(arguments.index))
+    return 0
+
+
+def _run_update_add(arguments: argparse.Namespace) -> int:
+    from raydr.verbs.update import add
+
+    add(arguments.index, arguments.run_folder, replace=arguments.replace)
+    return _run_update_show(arguments)
+
+
+def _run_update_delete(arguments: argparse.Namespace) -> int:
+    from raydr.index.store import delete
+
+    delete(arguments.index, arguments.ids, missing_ok=arguments.missing_ok)
+    return _run_update_show(arguments)
+
+
+def _run_update_compact(arguments: argparse.Namespace) -> int:
+    from raydr.index.store import compact
+
+    compact(arguments.index)
+    return _run_update_show(arguments)
+
+
+def _run_validate(arguments: argparse.Namespace) -> int:
+    from raydr.data.training_formats import validate
+
+    checked = validate(arguments.source, arguments.source_format, corpus=arguments.corpus)
+    for problem in checked.problems:
+        print(problem)
+    for field, count in checked.unread.items():
+        print(f"note: {field} is not used by raydr ({count} examples)")
+    print(f"{arguments.source}: {checked.format}, {checked.num_examples} examples, {len(checked.problems)} bad lines")
+    return 1 if checked.problems else 0
+
+
+def _run_convert(arguments: argparse.Namespace) -> int:
+    from raydr.data.training_formats import convert
+
+    done = convert(
+        arguments.source,
+        arguments.target,
+        arguments.target_format,
+        source_format=arguments.source_format,
+        corpus=arguments.corpus,
+        target_corpus=arguments.target_corpus,
+        qrels=arguments.qrels,
+        rejects=arguments.rejects,
+    )
+    for lost, count in done.losses.items():
+        print(f"note: {arguments.target_format} has no place for {lost}; lost in {count} examples", file=sys.stderr)
+    if done.num_rejected:
+        print(f"{done.num_rejected} bad lines left out, listed in {arguments.rejects}", file=sys.stderr)
+    print(f"{arguments.target}: {done.num_records} records from {done.num_examples} examples ({done.source_format})")
+    return 0
+
+
+def _run_reproductions(arguments: argparse.Namespace) -> int:
+    from raydr.evaluation.reproduction_runner import run_rows
+
+    outcomes = []
+    for outcome in run_rows(arguments.ids, data=arguments.data, out=arguments.out):
+        print(f"{outcome.status:<10} {outcome.row.id}: {outcome.message}", flush=True)
+        outcomes.append(outcome)
+    return 1 if any(outcome.status in {"differs", "failed"} for outcome in outcomes) else 0
+
+
+def _run_reproductions_check(_: argparse.Namespace) -> int:
+    from raydr.evaluation.reproductions import check_page
+
+    check_page()
+    return 0
+
+
+def _run_reproductions_render(_: argparse.Namespace) -> int:
+    from raydr.evaluation.reproductions import read_rows, write_page
+
+    write_page(read_rows())
     return 0
 
 

@@ -9,10 +9,35 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 _SNIPPET_CHARS = 400
+
+
+def answer(index: Path, text: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"]) -> list[dict[str, Any]]:
+    """The `k` best hits for one query: `id`, `score`, `title`, `text` and the corpus's own columns.
+
+    The index names its encoder, so nothing else is needed. Raises `ArtifactError` when there is no index.
+    """
+    import numpy as np
+
+    from raydr.encoders.factory import EncoderFactory
+    from raydr.index.reader import IndexReader
+    from raydr.stages.config import SearchConfig
+    from raydr.stages.search import Searcher
+    from raydr.types import PASSAGE_ID, SCORE, Query
+
+    reader = IndexReader.open(index)
+    config = SearchConfig(mode=mode, k=k)
+    with ExitStack() as stack:
+        searcher = Searcher(reader, config, EncoderFactory(reader.method), None, use_ray=False, stack=stack)
+        table = searcher.hits([Query("query", text)], None)
+    ids, scores = table.column(PASSAGE_ID).to_pylist(), table.column(SCORE).to_pylist()
+    found = reader.passages(np.flatnonzero(reader.select(allow_ids=ids)))
+    by_id = {passage.pop(PASSAGE_ID): passage for passage in found}
+    return [{"id": id_, "score": score, **by_id[id_]} for id_, score in zip(ids, scores, strict=True)]
 
 
 def print_hits(hits: Sequence[dict[str, Any]], *, query: str) -> None:
