@@ -17,7 +17,7 @@ class EvaluateConfig(Config):
     """What is measured, and how certain it is."""
 
     measures: list[str] = Field(default=["nDCG@10", "RR@10", "R@100"], min_length=1)
-    """Names in ir_measures syntax: nDCG@10, RR@10, R@1000, AP, AP(rel=2)@1000, P@5, Judged@10, ..."""
+    """Names in ir_measures syntax: nDCG@10, RR@10 (or MRR@10), R@1000, AP, AP(rel=2)@1000, P@5, Judged@10, ..."""
     relevance_level: int = Field(default=1, ge=1)
     """Grade from which a passage counts as relevant in binary measures (all but nDCG) that name no `rel` themselves;
     TREC Deep Learning passages use 2. It shows in the name of the measure: RR@10 becomes RR(rel=2)@10."""
@@ -43,4 +43,4 @@ class EvaluateConfig(Config):
         parsed = [str(parse_measure(name)) for name in names]
         if duplicates := {name for name in parsed if parsed.count(name) > 1}:
             raise ValueError(f"the same measure is named twice: {', '.join(sorted(duplicates))}")
-        return parsed
+        return names

@@ -118,7 +118,7 @@ def parse_measure(name: str, relevance_level: int = 1) -> Measure:
     if type(measure.aggregator()) is not ir_measures.measures.MeanAgg:
         raise ValueError(f"{name!r} is a count, not a mean over queries; counts are in summary.json")
     if not ir_measures.DefaultPipeline.supports(measure):
-        raise ValueError(f"{name!r}: nothing installed here computes it (or it needs a cut-off, as in R@100)")
+        raise ValueError(f"{name!r}: nothing that is installed here computes it")
     return measure
 
 

@@ -123,7 +123,7 @@ def _run_command(words: Sequence[str], *, log: Path, timeout_s: int) -> str | No
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     with log.open("a", encoding="utf-8") as output:
         try:
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 words, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
         except OSError as error:
@@ -181,7 +181,7 @@ def _gpu_names() -> list[str]:
 def _output(*words: str) -> str | None:
     """What a command prints; None where it does not exist or fails."""
     try:
-        result = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
+        result = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

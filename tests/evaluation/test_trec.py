@@ -53,7 +53,9 @@ def test_ties_by_descending_id_keep_their_score(tmp_path):
 
 # Few distinct scores, so that ties, zeros of both signs, subnormals and neighbours in float32 abound.
 scores = st.one_of(
-    st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0 + 1e-12, float(np.nextafter(np.float32(1), np.float32(2))), 1e-45, -1e-45]),
+    st.sampled_from(
+        [0.0, -0.0, 1.0, -1.0, 1.0 + 1e-12, float(np.nextafter(np.float32(1), np.float32(2))), 1e-45, -1e-45]
+    ),
     st.floats(-1e6, 1e6),
 )
 passage_ids = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=3)
@@ -81,7 +83,9 @@ def test_random_run_is_ranked_by_trec_eval_as_in_memory(tmp_path):
     for q in range(30):
         passages = [f"d{i}" for i in rng.permutation(200)[:60]]
         values = np.sort(rng.integers(0, 8, 60) / 7)[::-1]  # mostly ties
-        run[f"q{q}"] = [Hit(p, float(v)) for p, v in sorted(zip(passages, values, strict=True), key=lambda x: (-x[1], x[0]))]
+        run[f"q{q}"] = [
+            Hit(p, float(v)) for p, v in sorted(zip(passages, values, strict=True), key=lambda x: (-x[1], x[0]))
+        ]
         qrels[f"q{q}"] = {passages[rng.integers(60)]: 1}
     write_run(run, tmp_path / "run.trec")
     written = {}
