@@ -16,6 +16,7 @@ Notable:
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -107,8 +108,9 @@ def parse_measure(name: str, relevance_level: int = 1) -> Measure:
         measure = ir_measures.parse_measure(name)
         measure.validate_params()
     except (NameError, ValueError, AssertionError, SyntaxError) as error:
+        reason = re.sub(r"invalid param (\w+)=<object.*", r"it needs a \1", str(error))
         raise ValueError(
-            f"{name!r} is not a measure: {error}; write it as in nDCG@10, RR@10, R@100, AP(rel=2)"
+            f"{name!r} is not a measure: {reason}; write it as in nDCG@10, RR@10, R@100, AP(rel=2)"
         ) from None
     if "cutoff" in measure.params and measure.params["cutoff"] < 1:
         raise ValueError(f"{name!r}: a cut-off is at least 1")

@@ -186,7 +186,7 @@ def test_names_come_out_as_ir_measures_writes_them():
     [
         (["nDGC@10"], "'nDGC@10' is not a measure"),
         (["nDCG@0"], "a cut-off is at least 1"),
-        (["R"], "'R' is not a measure: it needs a cut-off"),
+        (["R"], "'R' is not a measure: it needs a cutoff"),
         (["P@x"], "'P@x' is not a measure"),
         (["nDCG(rel=2)@10"], "'nDCG\\(rel=2\\)@10' is not a measure"),
         (["NumRet"], "a count, not a mean"),

@@ -205,8 +205,8 @@ def test_files_that_are_no_text(tmp_path):
     (tmp_path / "latin").write_bytes("q Q0 d\xe9 1 1 x\n".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         read_run(tmp_path / "latin")
-    (tmp_path / "torn.gz").write_bytes(gzip.compress(b"q Q0 d 1 1 x\n" * 1000)[:-10])
-    with pytest.raises(DataError, match="damaged gzip|listed twice"):
+    (tmp_path / "torn.gz").write_bytes(gzip.compress(b"q Q0 d 1 1 x\n")[:-10])
+    with pytest.raises(DataError, match="a damaged gzip file"):
         read_run(tmp_path / "torn.gz")
 
 
