@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import shutil
@@ -275,7 +276,7 @@ def _ray() -> Iterator[Check]:
         yield Check("ray", "ok", f"{ray.__version__}, connected to a cluster")
         return
     start = time.perf_counter()
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         answer = ray.get(ray.remote(lambda: 1 + 2).remote(), timeout=60)
     finally:

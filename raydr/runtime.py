@@ -7,6 +7,7 @@ otherwise. Ray is imported only where it is used.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Literal, TypeAlias
@@ -42,6 +43,6 @@ def connect(*, dashboard: bool = False) -> str:
     import ray
 
     context = ray.init(
-        include_dashboard=dashboard, ignore_reinit_error=True, log_to_driver=False, logging_level="warning"
+        include_dashboard=dashboard, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING
     )
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""

@@ -10,6 +10,7 @@ so a developer's own cluster is never touched. Real collections lie outside the 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def ray_cluster() -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=300_000_000,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
     yield
     ray.shutdown()

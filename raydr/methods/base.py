@@ -12,16 +12,22 @@ never as a pickled object. `examples/add_a_method.py` writes one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
 from raydr.config import Component, Config
 from raydr.errors import ConfigError
 from raydr.protocols import Encoder, QueryRefiner, Reranker
-from raydr.types import Passage, Query
+from raydr.types import Embeddings, Passage, Query
 
 
 class Method(ABC):
     """Base of every method. Subclasses set `Config` and override what their paper changes."""
 
-    Config: type[Config] = Config
+    Config: ClassVar[type[Config]] = Config
+
+    config: Any
+    """An instance of this class's own `Config`; a subclass may declare it so."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -79,8 +85,8 @@ class MethodEncoder:
         """The encoder without the preprocessing."""
         return self._encoder
 
-    def encode_queries(self, queries):  # noqa: ANN001, ANN201 (signature of Encoder)
+    def encode_queries(self, queries: Sequence[Query]) -> Embeddings:
         return self._encoder.encode_queries([self._method.preprocess_query(q) for q in queries])
 
-    def encode_passages(self, passages):  # noqa: ANN001, ANN201 (signature of Encoder)
+    def encode_passages(self, passages: Sequence[Passage]) -> Embeddings:
         return self._encoder.encode_passages([self._method.preprocess_passage(p) for p in passages])
