@@ -4,11 +4,31 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raydr.config import Config
 from raydr.index.config import Device, SearchParameters
 from raydr.index.fusion import FusionConfig
+
+
+class EmbedConfig(Config):
+    """Embedding a corpus. Nothing here changes the embeddings."""
+
+    passages_per_block: int = Field(default=2048, ge=1)
+    """Passages per call of the encoder and per file: what an interruption costs at most, per worker."""
+    num_workers: tuple[int, int] | None = None
+    """On Ray: fewest and most encoder actors; null: from one to as many as the cluster's CPUs (or GPUs) hold."""
+    worker_cpus: float = Field(default=1.0, gt=0)
+    """On Ray: CPUs of each actor, which are also its threads."""
+    worker_gpus: float = Field(default=0.0, ge=0)
+    """On Ray: GPUs of each actor."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _fewest_first(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 1 <= value[0] <= value[1]:
+            raise ValueError("write [fewest, most] with 1 <= fewest <= most")
+        return value
 
 
 class SearchConfig(Config):
@@ -42,6 +62,8 @@ class SearchConfig(Config):
     """FAISS threads per process; null uses all cores in this process, and `shard_cpus` in a Ray actor."""
     shard_cpus: float = Field(default=1.0, gt=0)
     """On Ray: CPUs of each shard's actor."""
+    shard_gpus: float = Field(default=0.0, ge=0)
+    """On Ray: GPUs of each shard's actor."""
     encoder_cpus: float = Field(default=1.0, gt=0)
     """On Ray: CPUs of the actor that encodes the queries."""
     encoder_gpus: float = Field(default=0.0, ge=0)

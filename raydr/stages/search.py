@@ -1,0 +1,299 @@
+"""search: a set of queries against an index; writes a TREC run and a table of hits.
+
+Needs queries (query_id, text) and an index artifact; adds hits (query_id, passage_id, score, and document_id where
+documents were split). Notable: whole blocks of queries go to FAISS and stay arrays of rows until they are written, and
+a block is written before the next is searched, so memory does not grow with the number of queries. In this process,
+on Ray actors and in `pipeline.py` the steps and their order are the same, and so are the hits.
+
+    search_corpus("runs/a/index", queries, build_encoder, SearchConfig(mode="hybrid"), out, use_ray=False)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool
+from tqdm import tqdm
+
+from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.data.corpus import Corpus
+from raydr.encoders.factory import BuildEncoder
+from raydr.errors import ArtifactError, ConfigError, DataError
+from raydr.evaluation.trec import write_run
+from raydr.index.fusion import fuse
+from raydr.index.reader import IndexReader
+from raydr.index.sharded import LocalShards, RayShards
+from raydr.protocols import Reranker, TopK
+from raydr.stages.config import SearchConfig
+from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
+
+KIND = "run"
+RUN = "run.trec"
+HITS = "hits.parquet"
+
+
+def search_corpus(
+    index_path: str | Path,
+    queries: Sequence[Query],
+    build_encoder: BuildEncoder,
+    config: SearchConfig,
+    out: Path,
+    *,
+    use_ray: bool,
+    corpus: Corpus | None = None,
+    build_refiner: BuildRefiner | None = None,
+    reranker: Reranker | None = None,
+) -> Artifact:
+    """The run of `queries` in `out` (kind "run"); a finished one of the same index, queries and settings stays.
+
+    `corpus`, where given, must be the one the index was built from. Raises `ArtifactError` when the index was made by
+    another encoder than `build_encoder` builds, `DataError` for queries that cannot be answered one by one.
+    """
+    _check_queries(queries)
+    reader = IndexReader.open(index_path, device=config.device, num_threads=config.num_threads)
+    if corpus is not None and reader.artifact.manifest.inputs["corpus"] != corpus.artifact.fingerprint:
+        raise ArtifactError(f"{reader.path}: not an index of the corpus in {corpus.path}; build the index again")
+    # An index can change under its fingerprint (add, delete), so its version is part of what decides the outcome.
+    settings = config.model_dump(mode="json") | {
+        "index_version": reader.version,
+        "queries": hashlib.sha256(json.dumps([(q.query_id, q.text) for q in queries]).encode()).hexdigest(),
+        "method": str(getattr(build_encoder, "method", build_encoder)),
+    }
+    inputs = {"index": reader.artifact}
+    prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    if is_finished(out, fingerprint(KIND, settings, prints)):
+        return open_artifact(out, kind=KIND)
+    with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer, ExitStack() as stack:
+        searcher = Searcher(reader, config, build_encoder, build_refiner, use_ray=use_ray, stack=stack)
+        table = _HitsTable(out, searcher.ranks_documents, config.run_tag)
+        stack.callback(table.close)
+        start = time.perf_counter()
+        with tqdm(total=len(queries), desc="search", unit="query", disable=None) as bar:
+            for first in range(0, len(queries), config.query_batch):
+                block = queries[first : first + config.query_batch]
+                table.write(searcher.hits(block, reranker))
+                bar.update(len(block))
+        search_s = time.perf_counter() - start
+        writer.counts.update(queries=len(queries), hits=table.num_hits, unanswered=len(queries) - table.num_answered)
+        writer.details.update(
+            mode=config.mode,
+            index_version=reader.version,
+            encoder_version=reader.encoder_version,
+            search_s=search_s,
+            queries_per_s=len(queries) / search_s,
+        )
+    return open_artifact(out, kind=KIND)
+
+
+class Searcher:
+    """The steps between queries and hits, over one opened index."""
+
+    def __init__(
+        self,
+        reader: IndexReader,
+        config: SearchConfig,
+        build_encoder: BuildEncoder,
+        build_refiner: BuildRefiner | None,
+        *,
+        use_ray: bool,
+        stack: ExitStack,
+    ) -> None:
+        self._reader = reader
+        self._config = config
+        self._allowed = _allowed(reader, config)
+        self.ranks_documents = reader.details.is_split and config.aggregate
+        if config.mode == "bm25":
+            return
+        share = _cpu_share(reader.num_shards * config.shard_cpus + config.encoder_cpus) if use_ray else 1.0
+        self._encoder = stack.enter_context(
+            QueryEncoder(
+                build_encoder,
+                build_refiner,
+                use_ray=use_ray,
+                num_cpus=config.encoder_cpus * share,
+                num_gpus=config.encoder_gpus,
+            )
+        )
+        _check_stamp(reader, self._encoder.version)
+        self._shards = LocalShards(reader, parameters=config.parameters)
+        if use_ray:
+            self._shards = stack.enter_context(
+                RayShards(
+                    reader,
+                    parameters=config.parameters,
+                    cpus_per_shard=config.shard_cpus * share,
+                    gpus_per_shard=config.shard_gpus,
+                    device=config.device,
+                    num_threads=config.num_threads,
+                )
+            )
+
+    def hits(self, queries: Sequence[Query], reranker: Reranker | None) -> pa.Table:
+        """The hits of a block of queries, best first, in the order of the queries."""
+        embeddings = self._embeddings(queries)
+        depth = self._config.k
+        while True:
+            top = self._search(queries, embeddings, depth)
+            table, fewest = self._table(queries, top, reranker)
+            # k documents may need more than k passages: look deeper until every query has them, or there are no more.
+            if not self.ranks_documents or fewest >= self._config.k or depth >= self._reader.num_rows:
+                return table
+            depth = min(4 * depth, self._reader.num_rows)
+
+    def _embeddings(self, queries: Sequence[Query]) -> Embeddings | None:
+        if self._config.mode == "bm25":
+            return None
+        embeddings = self._encoder.encode(queries)
+        if self._encoder.num_feedback:
+            first = self._shards.search(embeddings, self._encoder.num_feedback, allowed=self._allowed)
+            embeddings = self._encoder.refine(queries, embeddings, self._feedback(first))
+        return embeddings
+
+    def _search(self, queries: Sequence[Query], embeddings: Embeddings | None, depth: int) -> TopK:
+        texts = [query.text for query in queries]
+        if embeddings is None:
+            return self._reader.search_bm25(texts, depth, allowed=self._allowed)
+        if self._config.mode == "dense":
+            return self._shards.search(embeddings, depth, allowed=self._allowed)
+        candidates = max(self._config.candidates or max(depth, 100), depth)
+        sides = [
+            self._shards.search(embeddings, candidates, allowed=self._allowed),
+            self._reader.search_bm25(texts, candidates, allowed=self._allowed),
+        ]
+        return fuse(sides, self._config.fusion, depth, self._reader.passage_ids.take)
+
+    def _feedback(self, top: TopK) -> list[list[tuple[Hit, Passage]]]:
+        feedback = []
+        for rows, scores in zip(top.rows, top.scores, strict=True):
+            found = self._passages(rows[rows >= 0])
+            feedback.append([(Hit(p.passage_id, float(s)), p) for p, s in zip(found, scores, strict=False)])
+        return feedback
+
+    def _passages(self, rows: np.ndarray) -> list[Passage]:
+        return [Passage(p["passage_id"], p["text"], p["title"] or "") for p in self._reader.passages(rows)]
+
+    def _table(self, queries: Sequence[Query], top: TopK, reranker: Reranker | None) -> tuple[pa.Table, int]:
+        """Hits as columns, and the smallest number of hits of any query."""
+        found = top.rows >= 0
+        line, rows, scores = np.nonzero(found)[0], top.rows[found], top.scores[found]
+        if reranker is not None:
+            line, rows, scores = self._reranked(queries, line, rows, scores, reranker)
+        columns: dict[str, Any] = {}
+        if self.ranks_documents:
+            documents = self._reader.document_ids(rows)
+            kept, documents = _best_per_document(line, documents, scores, self._config.k)
+            line, rows, scores = line[kept], rows[kept], scores[kept]
+            columns[DOCUMENT_ID] = pa.array(documents, type=pa.string())
+        query_ids = pa.array([query.query_id for query in queries], type=pa.string())
+        columns |= {
+            QUERY_ID: query_ids.take(pa.array(line)),
+            PASSAGE_ID: pa.array(self._reader.passage_ids.take(rows), type=pa.string()),
+            SCORE: pa.array(scores.astype(np.float32)),
+        }
+        return pa.table(columns), int(np.bincount(line, minlength=len(queries)).min(initial=0))
+
+    def _reranked(
+        self, queries: Sequence[Query], line: np.ndarray, rows: np.ndarray, scores: np.ndarray, reranker: Reranker
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        new_rows, new_scores = [], []
+        for number, query in enumerate(queries):
+            own = np.flatnonzero(line == number)
+            passages = self._passages(rows[own])
+            row_of = {passage.passage_id: row for passage, row in zip(passages, rows[own], strict=True)}
+            hits = [Hit(p.passage_id, float(s)) for p, s in zip(passages, scores[own], strict=True)]
+            for hit in reranker.rerank(query, hits, {passage.passage_id: passage for passage in passages}):
+                new_rows.append(row_of[hit.passage_id])
+                new_scores.append(hit.score)
+        return line, np.array(new_rows, dtype=np.int64), np.array(new_scores, dtype=np.float32)
+
+
+class _HitsTable:
+    """Writes hits block by block, as Parquet and as a TREC run."""
+
+    def __init__(self, out: Path, ranks_documents: bool, tag: str) -> None:
+        self._out = out
+        self._run_id = DOCUMENT_ID if ranks_documents else PASSAGE_ID
+        self._tag = tag
+        names = [QUERY_ID, PASSAGE_ID, *([DOCUMENT_ID] if ranks_documents else [])]
+        self._schema = pa.schema([*[(name, pa.string()) for name in names], (SCORE, pa.float32())])
+        self._parquet = pq.ParquetWriter(out / HITS, self._schema)
+        self._trec = (out / RUN).open("wb")
+        self.num_hits = 0
+        self.num_answered = 0
+
+    def write(self, hits: pa.Table) -> None:
+        hits = hits.select(self._schema.names)
+        self._parquet.write_table(hits)
+        run: Run = {}
+        names = [hits.column(name).to_pylist() for name in (QUERY_ID, self._run_id, SCORE)]
+        for query_id, passage_id, score in zip(*names, strict=True):
+            run.setdefault(query_id, []).append(Hit(passage_id, score))
+        block = self._out / ".block.trec"
+        write_run(run, block, self._tag)
+        self._trec.write(block.read_bytes())
+        block.unlink()
+        self.num_hits += hits.num_rows
+        self.num_answered += len(run)
+
+    def close(self) -> None:
+        self._parquet.close()
+        self._trec.close()
+
+
+def _best_per_document(
+    line: np.ndarray, documents: np.ndarray, scores: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the best passage of each query's `k` best documents, best first (ties by document id), and their ids.
+
+    Needs hits grouped by query and best first within each.
+    """
+    names, code = np.unique(documents.astype(str), return_inverse=True)
+    _, first = np.unique(line * len(names) + code, return_index=True)
+    first = first[np.lexsort((code[first], -scores[first], line[first]))]
+    starts = np.searchsorted(line[first], line[first], side="left")
+    kept = first[np.arange(len(first)) - starts < k]
+    return kept, names[code[kept]]
+
+
+def _allowed(reader: IndexReader, config: SearchConfig) -> Bool[np.ndarray, " row"] | None:
+    if not config.filters and config.allow_ids is None and not config.exclude_ids:
+        return None
+    return reader.select(config.filters, allow_ids=config.allow_ids, exclude_ids=config.exclude_ids)
+
+
+def _check_stamp(reader: IndexReader, version: str) -> None:
+    if version != reader.encoder_version:
+        raise ArtifactError(
+            f"{reader.path}: made by encoder {reader.encoder_version}, but these queries' encoder is {version}; search "
+            f"with the index's own method ({reader.method.import_path}, args {reader.method.args}), or embed and index "
+            "the corpus again with this one"
+        )
+
+
+def _check_queries(queries: Sequence[Query]) -> None:
+    if not queries:
+        raise DataError("no queries to search with; the corpus needs queries.jsonl, and qrels for the split asked for")
+    doubled = [id_ for id_, count in Counter(query.query_id for query in queries).items() if count > 1]
+    if doubled:
+        raise DataError(f"query id {doubled[0]!r} occurs twice; ids must be unique")
+
+
+def _cpu_share(num_cpus: float) -> float:
+    """What part of the wanted CPUs the cluster can give, so that no actor waits for ever for a place."""
+    import ray
+
+    available = ray.cluster_resources().get("CPU", 0.0)
+    if available <= 0:
+        raise ConfigError("this Ray cluster has no CPUs to search with; add a worker, or use runtime=local")
+    return min(1.0, np.floor(1000 * available / num_cpus) / 1000)
