@@ -60,7 +60,7 @@ class BM25:
         try:
             config = BM25Config.model_validate_json((path / _SETTINGS).read_bytes())
             return cls(bm25s.BM25.load(path, mmap=True, show_progress=False), config)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError) as error:
             raise ArtifactError(f"{path}: not a readable BM25 index: {error}; build the index again") from error
 
     @property

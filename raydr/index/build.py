@@ -187,7 +187,7 @@ def _on_ray(num_shards: int) -> Callable[[list[ShardPlan]], Iterator[ShardRecord
     import ray
 
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_shards)
-    task = ray.remote(num_cpus=cpus)(build_shard)
+    task: Any = ray.remote(num_cpus=cpus)(build_shard)
 
     def run(plans: list[ShardPlan]) -> Iterator[ShardRecord]:
         pending = [task.remote(plan, cpus) for plan in plans]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from raydr.index.bm25 import BM25
 from raydr.index.config import Device, SearchParameters
 from raydr.index.filters import Filters
 from raydr.index.layout import KIND, IndexDetails, ShardRecord, read_deleted, read_details, shard_path
-from raydr.index.shard import PassageIds, Shard
+from raydr.index.shard import PassageIds, Shard, dense
 from raydr.index.topk import TopK, merge
 from raydr.types import PASSAGE_ID, Embeddings
 
@@ -42,7 +42,7 @@ class IndexReader:
         self._shards: dict[int, Shard] = {}
 
     @classmethod
-    def open(cls, path: str | Path, *, device: Device = "cpu", num_threads: int | None = None) -> Self:
+    def open(cls, path: str | Path, *, device: Device = "cpu", num_threads: int | None = None) -> IndexReader:
         """Raises `ArtifactError` when there is no finished index at `path`. `num_threads`: FAISS threads per search."""
         return cls(open_artifact(path, kind=KIND), device=device, num_threads=num_threads)
 
@@ -100,7 +100,7 @@ class IndexReader:
         return [self.shard(number) for number in range(self.num_shards)]
 
     @cached_property
-    def first_rows(self) -> Int64[np.ndarray, " shard+1"]:
+    def first_rows(self) -> Int64[np.ndarray, " boundary"]:
         """First row of each shard in the numbering of the whole index, and the number of rows at the end."""
         return np.cumsum([0, *(record.num_rows for record in self.details.shards)], dtype=np.int64)
 
@@ -126,8 +126,9 @@ class IndexReader:
         parameters: SearchParameters | None = None,
     ) -> TopK:
         """The `k` best rows of the whole index per query, every shard searched in this process."""
+        queries = dense(embeddings)
         parts = [
-            shift(shard.search(embeddings, k, self.part(allowed, number), parameters=parameters), first)
+            shift(shard.search(queries, k, self.part(allowed, number), parameters=parameters), first)
             for number, (shard, first) in enumerate(zip(self.shards, self.first_rows, strict=False))
         ]
         return merge(parts, k, self.passage_ids.take)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -49,7 +49,7 @@ class LocalShards:
         )
 
     def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
-        return self._reader.search(dense(embeddings), k, allowed=allowed, parameters=self._parameters)
+        return self._reader.search(embeddings, k, allowed=allowed, parameters=self._parameters)
 
 
 class RayShards(LocalShards):
@@ -68,12 +68,12 @@ class RayShards(LocalShards):
         import ray
 
         super().__init__(reader, parameters=parameters)
-        actor = ray.remote(
+        actor: Any = ray.remote(
             num_cpus=cpus_per_shard, num_gpus=gpus_per_shard, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
         )(_ShardActor)
         threads = num_threads or max(1, round(cpus_per_shard))
         path, details = reader.path.resolve(), reader.details
-        self.actors = [actor.remote(path, shard, details.search, device, threads) for shard in details.shards]
+        self.actors: list[Any] = [actor.remote(path, shard, details.search, device, threads) for shard in details.shards]
 
     def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
         import ray
@@ -95,7 +95,7 @@ class RayShards(LocalShards):
         for actor in self.actors:
             ray.kill(actor)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RayShards:
         return self
 
     def __exit__(
