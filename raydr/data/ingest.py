@@ -229,9 +229,8 @@ def _summarise(corpus: Corpus, problems: Problems) -> None:
     parts = [f"{counts[name]:,} {name}" for name in ("documents", "passages", "queries", "qrels") if name in counts]
     print(f"raydr: {corpus.path}: {', '.join(parts)}", file=sys.stderr)
     if problems.counts:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in problems.counts.most_common())
+        reasons = ", ".join(f"{reason}: {number:,}" for reason, number in problems.counts.most_common())
         print(
-            f"raydr: {problems.counts.total():,} records were left out ({reasons}); "
-            f"each is listed in {corpus.path / REJECTS}",
+            f"raydr: records left out: {problems.counts.total():,} ({reasons}); listed in {corpus.path / REJECTS}",
             file=sys.stderr,
         )

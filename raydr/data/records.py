@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,7 @@ Record: TypeAlias = dict[str, Any]
 _PARQUET_ROWS = 2048
 
 
+@runtime_checkable
 class Records(Protocol):
     """One table of a source."""
 

@@ -102,7 +102,7 @@ def read_examples(
     """
     format_ = detect_format(path) if format_ == "auto" else format_
     read = format_named(format_).read
-    lookup = _ids_alone if corpus is None else _corpus_lookup(corpus, problems)
+    lookup = _corpus_lookup(corpus, problems) if corpus and format_ == "tevatron_ids" else _ids_alone
     table = _json_lines(path)
     for line, record in table.read(problems, lambda _: None):
         try:
