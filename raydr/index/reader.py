@@ -183,6 +183,6 @@ def open_shard(
     return Shard(path, deleted=deleted, device=device, num_threads=num_threads, parameters=parameters)
 
 
-def shift(top: TopK, first_row: int) -> TopK:
+def shift(top: TopK, first_row: int | np.integer) -> TopK:
     """A shard's rows in the numbering of the whole index."""
     return TopK(scores=top.scores, rows=np.where(top.rows >= 0, top.rows + first_row, -1))

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raydr.config import Component, Config, read_yaml, validate
 from raydr.errors import ConfigError
+from raydr.index.filters import MAX_IDS
 from raydr.index.fusion import FusionConfig
 
 
@@ -56,7 +57,7 @@ class Limits(Config):
     """Most texts in one embeddings request."""
     documents: int = Field(default=1000, ge=1)
     """Most documents in one rerank request."""
-    ids: int = Field(default=10_000, ge=1)
+    ids: int = Field(default=10_000, ge=1, le=MAX_IDS)
     """Most entries of `allow_ids` and of `exclude_ids`."""
     filter_values: int = Field(default=1000, ge=1)
     """Most values over all conditions of a filter."""

@@ -9,9 +9,11 @@ refused with a 503, never searched with. Encoders are held by stamp: a new index
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,6 +23,8 @@ from pydantic import Field
 from raydr.artifacts import open_artifact
 from raydr.config import Component, Config, validate
 from raydr.encoders.factory import EncoderFactory
+from raydr.encoders.text import TextEncoder
+from raydr.encoders.tokenization import BoundedTokenizer, load_tokenizer
 from raydr.protocols import Encoder as EncoderProtocol
 from raydr.protocols import QueryRefiner
 from raydr.serve import metrics
@@ -58,10 +62,32 @@ class Encoded(NamedTuple):
     num_tokens: int
 
 
+class Tokens:
+    """The tokenizer of an encoder's checkpoint, for what HTTP adds: counting, and input given as token ids."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._tokenizer, _ = load_tokenizer(encoder.checkpoint.path, lowercase=encoder.checkpoint.lowercase)
+        own = encoder.checkpoint.max_tokens
+        limits = {"query": encoder.config.max_query_tokens, "passage": encoder.config.max_passage_tokens}
+        self._by_side = {side: BoundedTokenizer(self._tokenizer, limit or own) for side, limit in limits.items()}
+
+    def count(self, texts: Sequence[str], side: Side) -> int:
+        """Tokens the encoder reads of `texts`, special ones included, what it cuts off left out."""
+        return sum(len(ids) for ids in self._by_side[side].encode(texts))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text behind token ids. Raises `ApiError` 422 for ids the tokenizer does not have."""
+        if max(ids) >= self._tokenizer.get_vocab_size():
+            message = f"input: token ids are below {self._tokenizer.get_vocab_size()} for this model"
+            raise ApiError(422, "invalid_value", message, param="input")
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
 @dataclass(frozen=True)
 class _Loaded:
     encoder: EncoderProtocol
     refiner: QueryRefiner | None
+    tokens: Tokens | None
     info: EncoderInfo
 
 
@@ -78,7 +104,7 @@ class Encoder:
     def __init__(self, versions_held: int) -> None:
         # By stamp: two indexes of one encoder share it.
         self._encoders = VersionCache(load_encoder, versions_held, key=lambda ref: ref.encoder_version)
-        self._batcher: Batcher[_Item, Encoded] = Batcher(
+        self._batcher: Batcher[_Item, np.ndarray] = Batcher(
             _encode_batch, budget=EncoderSettings().batch_tokens, on_batch=_record
         )
 
@@ -93,14 +119,24 @@ class Encoder:
         return loaded.info
 
     async def encode(
-        self, ref: IndexRef, texts: Sequence[str] | Sequence[Sequence[int]], side: Side, *, request_id: str
-    ) -> Encoded:
+        self, ref: IndexRef, texts: Sequence[str], side: Side, *, request_id: str
+    ) -> Float32[np.ndarray, "text dim"]:
         """Embeddings by the encoder of `ref`. Raises `ApiError` 503 when there is none with its stamp."""
         loaded = await self._encoders.get(ref)
-        plain = [text if isinstance(text, str) else decode_tokens(loaded.encoder, text) for text in texts]
-        cost = sum(1 + len(text) // 4 for text in plain)
-        item = _Item(loaded, plain, side, request_id)
+        cost = sum(1 + len(text) // 4 for text in texts)
+        item = _Item(loaded, texts, side, request_id)
         return await self._batcher.submit(item, cost=cost, group=(id(loaded), side))
+
+    async def encode_counted(
+        self, ref: IndexRef, texts: Sequence[str] | Sequence[Sequence[int]], side: Side, *, request_id: str
+    ) -> Encoded:
+        """The same for texts or token ids, with the number of tokens read (0 for an encoder without a tokenizer)."""
+        tokens = (await self._encoders.get(ref)).tokens
+        if tokens is None and not all(isinstance(text, str) for text in texts):
+            raise ApiError(422, "invalid_value", "input: this model takes texts, not token ids", param="input")
+        plain = [text if isinstance(text, str) else tokens.text(text) for text in texts]
+        embeddings = await self.encode(ref, plain, side, request_id=request_id)
+        return Encoded(embeddings, await asyncio.to_thread(tokens.count, plain, side) if tokens is not None else 0)
 
     async def refine(
         self, ref: IndexRef, texts: Sequence[str], embeddings: Float32[np.ndarray, "query dim"], feedback: Feedback
@@ -126,10 +162,15 @@ def load_encoder(ref: IndexRef) -> _Loaded:
     build_refiner = getattr(component.build(), "build_refiner", None)
     refiner = build_refiner(encoder) if build_refiner is not None else None
     num_feedback = refiner.num_feedback if refiner is not None else 0
-    return _Loaded(encoder, refiner, EncoderInfo(model_name(encoder, component), encoder.dim, num_feedback))
+    inner = getattr(encoder, "inner", encoder)
+    is_text_encoder = isinstance(inner, TextEncoder)
+    # A folder's name, the last part of a hub name, or what the method is called.
+    name = Path(inner.config.model).name if is_text_encoder else component.import_path.rpartition(":")[2]
+    tokens = Tokens(inner) if is_text_encoder else None
+    return _Loaded(encoder, refiner, tokens, EncoderInfo(name, encoder.dim, num_feedback))
 
 
-def _encode_batch(items: list[_Item]) -> list[Encoded]:
+def _encode_batch(items: list[_Item]) -> list[Float32[np.ndarray, "text dim"]]:
     """Runs in the batcher's thread; all items are of one encoder and one side."""
     encoder, side = items[0].loaded.encoder, items[0].side
     texts = [text for item in items for text in item.texts]
@@ -138,9 +179,7 @@ def _encode_batch(items: list[_Item]) -> list[Encoded]:
     else:
         embeddings = encoder.encode_passages([Passage("", text) for text in texts])
     ends = np.cumsum([len(item.texts) for item in items])
-    tokens = [count_tokens(encoder, item.texts) for item in items]
-    parts = np.split(np.asarray(embeddings, dtype=np.float32), ends[:-1])
-    return [Encoded(part, count) for part, count in zip(parts, tokens, strict=True)]
+    return np.split(np.asarray(embeddings, dtype=np.float32), ends[:-1])
 
 
 def _record(group: Hashable, items: list[_Item], cost: int, waits_s: list[float], queue_length: int) -> None:

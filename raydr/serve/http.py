@@ -12,7 +12,7 @@ import json
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -55,6 +55,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+@runtime_checkable
 class Service(Protocol):
     """What the routes need; `raydr.serve.search.Searcher` is one. Errors meant for the caller are `ApiError`."""
 
@@ -224,15 +225,21 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class _StrictRequest(Request):
-    """A request whose body is parsed as JSON proper: Python's parser alone would let NaN and Infinity pass."""
+    """A request whose body is JSON proper: Python's parser alone lets NaN, Infinity and lone surrogates pass."""
 
     async def json(self) -> Any:
+        body = await self.body()
         try:
-            return json.loads(await self.body(), parse_constant=_refuse_constant)
+            value = json.loads(body, parse_constant=_refuse_constant)
+            if b"\\u" in body:
+                json.dumps(value, ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
-            raise json.JSONDecodeError("the body is not UTF-8", "", error.start) from error
+            raise json.JSONDecodeError("it is not UTF-8", "", error.start) from error
+        except UnicodeEncodeError as error:
+            raise json.JSONDecodeError("it holds half of a surrogate pair", "", error.start) from error
         except RecursionError as error:
-            raise json.JSONDecodeError("nested too deeply", "", 0) from error
+            raise json.JSONDecodeError("it is nested too deeply", "", 0) from error
+        return value
 
 
 class _StrictJsonRoute(APIRoute):

@@ -97,7 +97,7 @@ class Door:
             _check_content_type(headers.get("content-type", ""))
             receive = _replay(await self._read_body(headers, receive), receive)
         if path not in _PROBES and self._running >= self._limits.concurrent_requests:
-            raise ApiError(429, "overloaded", "this server is at its limit; try again shortly", retry_after_s=1)
+            raise ApiError(429, "overloaded", "this server is at its limit; try again shortly", retry_after_s=1.0)
         self._running += 1
         try:
             async with asyncio.timeout(self._limits.request_timeout_s):

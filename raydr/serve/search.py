@@ -108,7 +108,7 @@ class Searcher:
 
     def _require_live(self) -> Live:
         if self._live is None:
-            raise ApiError(503, "not_ready", "the index is still loading", retry_after_s=5)
+            raise ApiError(503, "not_ready", "the index is still loading", retry_after_s=5.0)
         return self._live
 
     # --- what the routes ask for
@@ -142,7 +142,7 @@ class Searcher:
         self, texts: Sequence[str] | Sequence[Sequence[int]], side: str, *, request_id: str
     ) -> tuple[Float32[np.ndarray, "text dim"], int, str]:
         live = self._require_live()
-        encoded = await call(self._encoder.encode.remote(live.ref, texts, side, request_id=request_id))
+        encoded = await call(self._encoder.encode_counted.remote(live.ref, texts, side, request_id=request_id))
         return encoded.embeddings, encoded.num_tokens, self._model_name(live)
 
     async def rerank(self, query: str, documents: Sequence[str], *, request_id: str) -> list[tuple[int, float]]:
@@ -155,6 +155,7 @@ class Searcher:
         live = self._require_live()
         if request.mode != "dense" and not self._uses_bm25(live.index):
             raise ApiError(422, "invalid_value", "mode: this index has no word side, only dense", param="mode")
+        live.index.check(request.filters)
         search = _Search(self, live, request, request_id)
         results = await search.run()
         metrics.record_stages(search.timings_ms, request.mode)
@@ -214,8 +215,7 @@ class _Search:
     async def _dense(self, texts: Sequence[str], k: int) -> TopK:
         encode = self._of._encoder.encode.remote
         ref = self._live.ref
-        encoded = await self._timed("encode", call(encode(ref, texts, "query", request_id=self._request_id)))
-        embeddings = encoded.embeddings
+        embeddings = await self._timed("encode", call(encode(ref, texts, "query", request_id=self._request_id)))
         if self._live.encoder.num_feedback:
             embeddings = await self._timed("refine", self._refined(texts, embeddings))
         return await self._timed("search", self._shards(embeddings, k, len(texts)))
@@ -297,10 +297,10 @@ async def call(response: Any) -> Any:
     try:
         return await response
     except BackPressureError:
-        raise ApiError(429, "overloaded", "this server is at its limit; try again shortly", retry_after_s=1) from None
+        raise ApiError(429, "overloaded", "this server is at its limit; try again shortly", retry_after_s=1.0) from None
     except (DeploymentUnavailableError, RayActorError) as error:
         logger.warning("a deployment did not answer: %s", error)
-        raise ApiError(503, "unavailable", "a part of this server is restarting", retry_after_s=1) from None
+        raise ApiError(503, "unavailable", "a part of this server is restarting", retry_after_s=1.0) from None
     except RayTaskError as error:
         if isinstance(error.cause, ApiError):
             raise error.cause from None

@@ -18,10 +18,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 
-from raydr.errors import DataError
-from raydr.index.filters import FilterError, filterable_columns
+from raydr.index.filters import FilterError, check_filters, filterable_columns
 from raydr.index.reader import IndexReader, shift
 from raydr.index.topk import empty, merge
 from raydr.protocols import TopK
@@ -42,11 +42,23 @@ class IndexInfo:
     dim: int
     num_passages: int
     num_shards: int
-    first_rows: Int64[np.ndarray, " shard+1"]
+    first_rows: Int64[np.ndarray, " boundary"]
     has_bm25: bool
-    metadata_columns: list[str]
+    schema: pa.Schema
+    """Columns of its passages, the same in every shard."""
     created: int
     """Unix time at which the index was made."""
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        return [name for name in filterable_columns(self.schema) if name != TITLE]
+
+    def check(self, filters: dict[str, Any]) -> None:
+        """Raises `ApiError` 422 naming the column that a filter gets wrong."""
+        try:
+            check_filters(filters, self.schema)
+        except FilterError as error:
+            raise ApiError(422, "invalid_filter", str(error), param=f"filters.{error.field}") from None
 
     def shards_of(self, rows: Sequence[int]) -> Int64[np.ndarray, " row"]:
         return np.searchsorted(self.first_rows, rows, side="right") - 1
@@ -55,7 +67,6 @@ class IndexInfo:
 def read_index_info(path: str) -> IndexInfo:
     """Reads an index's manifest and one schema. Raises `ArtifactError` when there is no finished index."""
     reader = IndexReader.open(path)
-    columns = [name for name in filterable_columns(reader.shard(0).table.schema) if name != TITLE]
     return IndexInfo(
         ref=IndexRef(str(path), reader.version, reader.encoder_version),
         dim=reader.dim,
@@ -63,7 +74,7 @@ def read_index_info(path: str) -> IndexInfo:
         num_shards=reader.num_shards,
         first_rows=reader.first_rows,
         has_bm25=reader.details.bm25 is not None,
-        metadata_columns=columns,
+        schema=reader.shard(0).table.schema,
         created=int(datetime.fromisoformat(reader.artifact.manifest.created_at).timestamp()),
     )
 
@@ -101,20 +112,15 @@ class _Part:
         self._masks: OrderedDict[tuple[int, str], Bool[np.ndarray, " row"]] = OrderedDict()
 
     def mask(self, number: int, selection: Selection) -> Bool[np.ndarray, " row"] | None:
-        """The rows of a shard that may be found; None: all. Raises `ApiError` 422 for a filter that does not fit."""
+        """The rows of a shard that may be found; None: all. The searcher has checked the filters."""
         if selection.is_everything:
             return None
         key = (number, json.dumps(selection))
         mask = self._masks.get(key)
         if mask is None:
-            try:
-                mask = self.reader.shard(number).select(
-                    selection.filters, allow_ids=selection.allow_ids, exclude_ids=selection.exclude_ids
-                )
-            except FilterError as error:
-                raise ApiError(422, "invalid_filter", str(error), param=f"filters.{error.field}") from None
-            except DataError as error:
-                raise ApiError(422, "invalid_filter", str(error), param="filters") from None
+            mask = self.reader.shard(number).select(
+                selection.filters, allow_ids=selection.allow_ids, exclude_ids=selection.exclude_ids
+            )
             self._masks[key] = mask
             while len(self._masks) > MASKS_HELD:
                 self._masks.popitem(last=False)
@@ -208,7 +214,7 @@ def open_version(ref: IndexRef) -> _Part:
     reader = IndexReader.open(ref.path)
     if reader.version != ref.version:
         message = f"the index at this path is now version {reader.version}; {ref.version} is gone"
-        raise ApiError(503, "version_gone", message, retry_after_s=1)
+        raise ApiError(503, "version_gone", message, retry_after_s=1.0)
     return _Part(reader)
 
 

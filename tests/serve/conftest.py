@@ -1,0 +1,65 @@
+"""Two real indexes of different content, shards and encoders, and the whole serving path in one process.
+
+Notable: `client` is the application without Ray: the same Searcher over the same Encoder, Shard and Bm25 objects that
+Serve would put into replicas; the tests of the HTTP contract need nothing else. Tests marked `ray` start Serve.
+"""
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# `tiny_serving` is named by import path, as a user's own reranker would be.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny_serving import ANIMALS, INSTRUMENTS, build_run, in_process_searcher
+
+
+@pytest.fixture(scope="session")
+def animals(tmp_path_factory) -> Path:
+    """Six animals in two shards, 384 dimensions."""
+    return build_run(tmp_path_factory.mktemp("serve") / "animals", ANIMALS, num_shards=2)
+
+
+@pytest.fixture(scope="session")
+def instruments(tmp_path_factory) -> Path:
+    """Seven instruments in three shards, 128 dimensions: another encoder version."""
+    return build_run(tmp_path_factory.mktemp("serve") / "instruments", INSTRUMENTS, num_shards=3, dimensions=128)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def serve_in_process(animals) -> Callable[..., Any]:
+    """`serve_in_process(limits=..., api_keys=[...])` is a test client of the whole application over `animals`."""
+    from starlette.testclient import TestClient
+
+    from raydr.serve.config import AppArgs
+    from raydr.serve.http import build_http
+
+    def start(*, base_url: str = "http://127.0.0.1", index: Path = animals, **values: Any) -> TestClient:
+        args = AppArgs(index=index, **values)
+        searcher = in_process_searcher(args)
+        client = TestClient(build_http(searcher, args, args.api_keys), base_url=base_url)
+        client.__enter__()  # one event loop for the loading below and all requests
+        client.portal.call(searcher.use, str(index))
+        client.searcher = searcher
+        return client
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def client(serve_in_process) -> Any:
+    """A client of the application with default settings."""
+    client = serve_in_process()
+    yield client
+    client.__exit__()

@@ -1,0 +1,521 @@
+"""The HTTP contract, over a real index and a real encoder in this process: shapes, limits, errors, headers."""
+
+import base64
+import json
+import logging
+
+import numpy as np
+import pytest
+from tiny_serving import ANIMALS, in_process_searcher
+
+from raydr.config import Component
+from raydr.encoders.factory import EncoderFactory
+from raydr.index.reader import IndexReader
+from raydr.serve.auth import make_key
+from raydr.serve.config import Limits
+from raydr.types import Passage, Query
+
+JSON = {"Content-Type": "application/json"}
+
+
+def _search(client, **body):
+    response = client.post("/v1/search", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def _error(response, status, code, param=None):
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(response.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    if param is not None:
+        assert error["param"] == param
+    assert "Traceback" not in response.text
+    return error
+
+
+@pytest.fixture(scope="module")
+def reader(animals):
+    return IndexReader.open(animals)
+
+
+@pytest.fixture(scope="module")
+def encoder(reader):
+    return EncoderFactory(reader.method)()
+
+
+# --- search
+
+
+def test_dense_search_is_the_readers(client, reader, encoder):
+    queries = ["who hunts mice", "sea creature"]
+    answer = _search(client, queries=queries, k=4)
+    top = reader.search(encoder.encode_queries([Query("", text) for text in queries]), 4)
+    assert [result["query"] for result in answer["results"]] == queries
+    for result, scores, rows in zip(answer["results"], top.scores, top.rows, strict=True):
+        assert [hit["id"] for hit in result["hits"]] == [reader.passage_ids[int(row)] for row in rows]
+        assert [hit["score"] for hit in result["hits"]] == pytest.approx(scores.tolist(), abs=1e-6)
+    assert "hits" not in answer
+
+
+def test_bm25_search_is_the_readers(client, reader):
+    answer = _search(client, query="animal at night", mode="bm25", k=3)
+    top = reader.search_bm25(["animal at night"], 3)
+    assert [hit["id"] for hit in answer["hits"]] == [reader.passage_ids[int(row)] for row in top.rows[0] if row >= 0]
+
+
+def test_hybrid_search_fuses_both_sides(client, reader, encoder):
+    from raydr.index.fusion import FusionConfig, fuse
+
+    text = "animal at night"
+    answer = _search(client, query=text, mode="hybrid", k=5)
+    parts = [reader.search(encoder.encode_queries([Query("", text)]), 100), reader.search_bm25([text], 100)]
+    fused = fuse(parts, FusionConfig(), 5, reader.passage_ids.take)
+    assert [hit["id"] for hit in answer["hits"]] == [reader.passage_ids[int(row)] for row in fused.rows[0] if row >= 0]
+    assert {"encode", "search", "bm25", "passages", "total"} <= set(answer["timings_ms"])
+
+
+def test_a_hit_carries_its_passage(client, reader):
+    answer = _search(client, query="hunts mice", k=2)
+    assert answer["object"] == "search"
+    assert answer["index_version"] == reader.version
+    assert answer["model"] == "minilm"
+    assert answer["timings_ms"]["total"] >= answer["timings_ms"]["encode"]
+    assert {hit["id"] for hit in answer["hits"]} == {"cat", "owl"}
+    for hit in answer["hits"]:
+        title, text, kind, year = ANIMALS[hit["id"]]
+        assert (hit["title"], hit["text"]) == (title, text)
+        assert hit["metadata"] == {"kind": kind, "year": year}
+        assert [text[start:end] for start, end in hit["highlights"]["text"]] == ["hunts", "mice"]
+
+
+def test_fields_choose_what_a_hit_carries(client):
+    assert set(_search(client, query="cat", fields=[])["hits"][0]) == {"id", "score"}
+    assert set(_search(client, query="cat", fields=["title"])["hits"][0]) == {"id", "score", "title"}
+    assert set(_search(client, query="cat", fields=["highlights"])["hits"][0]) == {"id", "score", "highlights"}
+
+
+def test_many_hits_come_with_their_passages_too(client):
+    """More than ride along with the shards' answers."""
+    answer = _search(client, queries=["cat"] * 20, k=6)
+    assert len(answer["results"]) == 20
+    assert "passages" in answer["timings_ms"]
+    for result in answer["results"]:
+        assert {hit["id"]: hit["text"] for hit in result["hits"]} == {id_: row[1] for id_, row in ANIMALS.items()}
+
+
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+def test_filters_and_id_lists_hold_in_every_mode(client, mode):
+    def found(**body):
+        return {hit["id"] for hit in _search(client, query="animal insect bird", mode=mode, k=6, **body)["hits"]}
+
+    assert found(filters={"kind": "farm"}) == {"cow", "bee"}
+    assert found(filters={"kind": ["pet", "farm"], "year": {"gte": 2000, "lt": 2020}}) == {"cat", "dog"}
+    assert found(filters={"kind": {"not": "farm"}}) <= {"cat", "dog", "owl", "whale"}
+    assert found(allow_ids=["cow", "bee", "nobody"], exclude_ids=["cow"]) == {"bee"}
+    assert found(allow_ids=[]) == set()
+
+
+def test_a_filter_that_does_not_fit_names_its_column(client):
+    response = client.post("/v1/search", json={"query": "x", "filters": {"colour": "red"}})
+    error = _error(response, 422, "invalid_filter", "filters.colour")
+    assert "kind" in error["message"]
+    for mode in ("dense", "bm25", "hybrid"):
+        body = {"query": "x", "mode": mode, "filters": {"year": {"near": 3}}}
+        _error(client.post("/v1/search", json=body), 422, "invalid_filter", "filters.year")
+
+
+def test_more_than_there_is_gives_what_there_is(client):
+    assert len(_search(client, query="cat", k=500)["hits"]) == len(ANIMALS)
+
+
+def test_an_unusual_query_is_only_a_query(client):
+    for text in ["😀", "' OR 1=1 --", "<script>alert(1)</script>", "\u0000", "x" * 8000, "日本語", "{}", "\\"]:
+        assert len(_search(client, query=text, k=1)["hits"]) == 1
+
+
+# --- embeddings
+
+
+@pytest.mark.parametrize(
+    ("input_type", "side"), [("query", "query"), ("search_query", "query"), ("document", "passage")]
+)
+def test_embeddings_are_the_encoders(client, encoder, input_type, side):
+    texts = ["first text", "a second, longer text"]
+    answer = client.post("/v1/embeddings", json={"input": texts, "input_type": input_type}).json()
+    if side == "query":
+        expected = encoder.encode_queries([Query("", text) for text in texts])
+    else:
+        expected = encoder.encode_passages([Passage("", text) for text in texts])
+    np.testing.assert_allclose([item["embedding"] for item in answer["data"]], expected, atol=1e-5)
+    assert [item["index"] for item in answer["data"]] == [0, 1]
+    assert answer["model"] == "minilm"
+
+
+def test_base64_is_little_endian_float32(client):
+    plain = client.post("/v1/embeddings", json={"input": "text"}).json()["data"][0]["embedding"]
+    coded = client.post("/v1/embeddings", json={"input": "text", "encoding_format": "base64"}).json()["data"][0]
+    decoded = np.frombuffer(base64.b64decode(coded["embedding"]), dtype="<f4")
+    np.testing.assert_allclose(decoded, plain, atol=1e-6)
+
+
+def test_token_ids_are_the_text_they_stand_for(client):
+    from tokenizers import Tokenizer
+
+    from raydr.encoders.checkpoint import open_checkpoint
+
+    tokenizer = Tokenizer.from_file(str(open_checkpoint("minilm").path / "tokenizer.json"))
+    tokenizer.no_padding()
+    texts = ["the cat hunts mice", "a whale breathes"]
+    ids = [tokenizer.encode(text).ids for text in texts]
+    by_text = client.post("/v1/embeddings", json={"input": texts}).json()
+    by_ids = client.post("/v1/embeddings", json={"input": ids}).json()
+    assert by_ids["data"] == by_text["data"]
+    single = client.post("/v1/embeddings", json={"input": ids[0]}).json()
+    np.testing.assert_allclose(single["data"][0]["embedding"], by_text["data"][0]["embedding"], atol=1e-6)
+    assert by_text["usage"] == {"prompt_tokens": sum(map(len, ids)), "total_tokens": sum(map(len, ids))}
+    _error(client.post("/v1/embeddings", json={"input": [10**8]}), 422, "invalid_value", "input")
+
+
+def test_dimensions_keeps_a_normalised_prefix(client):
+    whole = np.array(client.post("/v1/embeddings", json={"input": "text"}).json()["data"][0]["embedding"])
+    short = np.array(
+        client.post("/v1/embeddings", json={"input": "text", "dimensions": 64}).json()["data"][0]["embedding"]
+    )
+    np.testing.assert_allclose(short, whole[:64] / np.linalg.norm(whole[:64]), atol=1e-6)
+    _error(client.post("/v1/embeddings", json={"input": "t", "dimensions": 1000}), 422, "invalid_value", "dimensions")
+
+
+def test_usage_counts_what_is_read(client):
+    long = client.post("/v1/embeddings", json={"input": "word " * 5000}).json()
+    assert long["usage"]["prompt_tokens"] == 256  # the model's own maximum
+
+
+def test_unknown_models_are_named(client):
+    _error(client.post("/v1/embeddings", json={"input": "x", "model": "gpt-9"}), 404, "model_not_found", "model")
+    assert client.post("/v1/embeddings", json={"input": "x", "model": "minilm"}).status_code == 200
+
+
+# --- rerank
+
+
+def test_without_a_reranker_the_routes_say_so_after_checking_the_request(client):
+    for path in ("/v1/rerank", "/v2/rerank"):
+        response = client.post(path, json={"query": "q", "documents": ["a", {"text": "b"}], "model": "any"})
+        assert "reranker" in _error(response, 501, "reranker_not_configured")["message"]
+        _error(client.post(path, json={"query": "q", "documents": []}), 422, "invalid_value", "documents")
+        _error(client.post(path, json={"documents": ["a"]}), 422, "missing_field", "query")
+    _error(client.post("/rerank", json={"query": "q", "texts": ["a"]}), 501, "reranker_not_configured")
+    _error(client.post("/rerank", json={"query": "q"}), 422, "missing_field", "texts")
+
+
+def test_with_a_reranker_documents_come_best_first(serve_in_process):
+    client = serve_in_process(reranker=Component(import_path="tiny_serving:LexicalReranker"), reranker_name="lexical")
+    body = {"query": "a furry cat", "documents": ["the sea", {"text": "a furry animal"}, "a furry cat"], "top_n": 2}
+    answer = client.post("/v2/rerank", json={**body, "return_documents": True}).json()
+    assert [(item["index"], item["relevance_score"]) for item in answer["results"]] == [
+        (2, 1.0),
+        (1, pytest.approx(2 / 3)),
+    ]
+    assert answer["results"][0]["document"] == {"text": "a furry cat"}
+    assert answer["model"] == "lexical"
+    assert {"usage", "meta", "id"} <= set(answer)
+    without = client.post("/v1/rerank", json=body).json()
+    assert "document" not in without["results"][0]
+    tei = client.post("/rerank", json={"query": "a cat", "texts": ["x", "a cat"], "return_text": True}).json()
+    assert tei == [{"index": 1, "score": 1.0, "text": "a cat"}, {"index": 0, "score": 0.0, "text": "x"}]
+    _error(client.post("/v1/rerank", json={**body, "model": "other"}), 404, "model_not_found", "model")
+    assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["minilm", "lexical"]
+
+
+# --- what is wrong with a request
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        ({}, "invalid_value", None),
+        ({"query": "x", "queries": ["y"]}, "invalid_value", None),
+        ({"query": ""}, "invalid_value", "query"),
+        ({"query": "  \n"}, "invalid_value", "query"),
+        ({"query": 3}, "invalid_value", "query"),
+        ({"queries": []}, "invalid_value", "queries"),
+        ({"queries": ["a", 2]}, "invalid_value", "queries.1"),
+        ({"queries": ["a", " "]}, "invalid_value", "queries"),
+        ({"query": "x", "k": 0}, "invalid_value", "k"),
+        ({"query": "x", "k": -1}, "invalid_value", "k"),
+        ({"query": "x", "k": "10"}, "invalid_value", "k"),
+        ({"query": "x", "k": 1.5}, "invalid_value", "k"),
+        ({"query": "x", "k": True}, "invalid_value", "k"),
+        ({"query": "x", "k": 10**30}, "limit_exceeded", "k"),
+        ({"query": "x", "k": 1001}, "limit_exceeded", "k"),
+        ({"query": "x", "mode": "sparse"}, "invalid_value", "mode"),
+        ({"query": "x", "top_k": 3}, "unknown_field", "top_k"),
+        ({"query": "x", "filters": ["kind"]}, "invalid_value", "filters"),
+        ({"query": "x", "filters": {"kind": ["a"] * 1001}}, "limit_exceeded", "filters"),
+        ({"query": "x", "exclude_ids": ["a"] * 10_001}, "limit_exceeded", "exclude_ids"),
+        ({"query": "x", "allow_ids": [1]}, "invalid_value", "allow_ids.0"),
+        ({"query": "x", "fields": ["score"]}, "invalid_value", "fields.0"),
+        ({"query": "x" * 8193}, "limit_exceeded", "query"),
+        ({"queries": ["x"] * 65}, "limit_exceeded", "queries"),
+        ({"queries": ["x", "y" * 8193]}, "limit_exceeded", "queries.1"),
+        ({"queries": ["x"] * 64, "k": 1000}, "limit_exceeded", "k"),
+    ],
+)
+def test_faulty_searches_name_the_field(client, body, code, param):
+    error = _error(client.post("/v1/search", json=body), 422, code, param)
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"x",
+        b"{",
+        b'{"query": NaN}',
+        b'{"query": "x", "filters": {"year": Infinity}}',
+        b'{"query": "x", "k": -Infinity}',
+        b"\xff\xfe\x00",
+        b"[" * 200_000,
+    ],
+)
+def test_what_is_not_json_is_refused(client, body):
+    response = client.post("/v1/search", content=body, headers=JSON)
+    assert response.status_code == (422 if body == b"" else 400)
+    assert response.json()["error"]["code"] == ("missing_field" if body == b"" else "invalid_json")
+
+
+def test_a_lone_surrogate_is_no_text(client):
+    for path, body in [
+        ("/v1/search", b'{"query": "\\ud800"}'),
+        ("/v1/search", b'{"query": "x", "filters": {"kind": "\\udfff"}}'),
+        ("/v1/search", b'{"query": "x", "exclude_ids": ["\\uD800"]}'),
+        ("/v1/embeddings", b'{"input": ["\\ud800"]}'),
+    ]:
+        _error(client.post(path, content=body, headers=JSON), 400, "invalid_json")
+    assert client.post("/v1/search", content=b'{"query": "\\ud83d\\ude00"}', headers=JSON).status_code == 200
+
+
+def test_faulty_embedding_inputs(client):
+    for body in (
+        {"input": []},
+        {"input": ""},
+        {"input": ["a", ""]},
+        {"input": [[]]},
+        {"input": ["a", 1]},
+        {"input": [-1]},
+    ):
+        assert client.post("/v1/embeddings", json=body).status_code == 422, body
+    _error(client.post("/v1/embeddings", json={}), 422, "missing_field", "input")
+    _error(client.post("/v1/embeddings", json={"input": ["x"] * 257}), 422, "limit_exceeded", "input")
+    _error(client.post("/v1/embeddings", json={"input": "x", "encoding_format": "int8"}), 422, "invalid_value")
+    assert client.post("/v1/embeddings", json={"input": "x", "unheard_of": 1}).status_code == 200
+
+
+def test_routes_and_methods_that_do_not_exist(client):
+    _error(client.get("/nowhere"), 404, "not_found")
+    _error(client.post("/v1/nowhere", json={}), 404, "not_found")
+    response = client.get("/v1/search")
+    _error(response, 405, "method_not_allowed")
+    assert response.headers["Allow"] == "POST"
+
+
+def test_only_json_is_read(client):
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
+        response = client.post("/v1/search", content=b'{"query": "x"}', headers={"Content-Type": content_type})
+        _error(response, 415, "unsupported_media_type", "Content-Type")
+    charset = {"Content-Type": "application/json; charset=utf-8"}
+    assert client.post("/v1/search", content=b'{"query": "x"}', headers=charset).status_code == 200
+
+
+# --- what stands in front of the routes
+
+
+def test_a_body_may_not_be_too_large_with_or_without_a_length(serve_in_process):
+    client = serve_in_process(limits=Limits(body_bytes=2000))
+    body = json.dumps({"query": "x", "exclude_ids": ["y" * 3000]}).encode()
+    _error(client.post("/v1/search", content=body, headers=JSON), 413, "body_too_large")
+    chunks = (body[start : start + 100] for start in range(0, len(body), 100))  # sent chunked: no Content-Length
+    _error(client.post("/v1/search", content=chunks, headers=JSON), 413, "body_too_large")
+    assert client.post("/v1/search", content=iter([b'{"query"', b': "x"}']), headers=JSON).status_code == 200
+
+
+def test_keys_guard_what_searches_and_leave_probes_and_page_open(serve_in_process):
+    key, entry = make_key("alice")
+    client = serve_in_process(api_keys=[entry])
+    guarded = [("POST", "/v1/search"), ("POST", "/v1/embeddings"), ("POST", "/v1/rerank"), ("POST", "/v2/rerank")]
+    guarded += [("POST", "/rerank"), ("GET", "/v1/models")]
+    for method, path in guarded:
+        response = client.request(method, path, json={"query": "x"})
+        _error(response, 401, "missing_api_key")
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        _error(client.request(method, path, headers={"Authorization": "Bearer no"}), 401, "invalid_api_key")
+    for path in ("/health", "/ready", "/openapi.json", "/docs", "/"):
+        assert client.get(path).status_code == 200, path
+    headers = {"Authorization": f"Bearer {key}"}
+    assert client.post("/v1/search", json={"query": "x"}, headers=headers).status_code == 200
+
+
+def test_a_key_beyond_its_rate_is_told_when_to_come_back(serve_in_process):
+    key, entry = make_key("alice")
+    client = serve_in_process(api_keys=[entry.model_copy(update={"requests_per_minute": 6.0, "burst": 2})])
+    headers = {"Authorization": f"Bearer {key}"}
+    assert [client.get("/v1/models", headers=headers).status_code for _ in range(2)] == [200, 200]
+    response = client.get("/v1/models", headers=headers)
+    assert _error(response, 429, "rate_limit_exceeded")["type"] == "rate_limit_error"
+    assert 1 <= int(response.headers["Retry-After"]) <= 11
+
+
+def test_without_keys_only_this_machines_names_are_answered(serve_in_process):
+    """A page that rebinds its own name to 127.0.0.1 sends that name as Host."""
+    client = serve_in_process(allowed_hosts=["search.example"])
+    body = {"query": "x"}
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8000", ""):
+        _error(client.post("/v1/search", json=body, headers={"Host": host}), 421, "host_not_allowed", "Host")
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "[::1]", "search.example"):
+        assert client.post("/v1/search", json=body, headers={"Host": host}).status_code == 200, host
+    assert client.get("/health", headers={"Host": "10.0.0.7:8000"}).status_code == 200  # a kubelet's probe
+    key, entry = make_key("alice")
+    keyed = serve_in_process(api_keys=[entry])
+    headers = {"Host": "any.example", "Authorization": f"Bearer {key}"}
+    assert keyed.post("/v1/search", json=body, headers=headers).status_code == 200
+
+
+def test_other_origins_are_not_let_in(client):
+    preflight = client.options("/v1/search", headers={"Origin": "http://evil", "Access-Control-Request-Method": "POST"})
+    assert preflight.status_code == 405
+    response = client.post("/v1/search", json={"query": "x"}, headers={"Origin": "http://evil"})
+    assert not [name for name in response.headers if name.lower().startswith("access-control")]
+
+
+def test_every_answer_has_the_security_headers(client):
+    for response in (client.get("/"), client.get("/nowhere"), client.post("/v1/search", json={"query": "x"})):
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        assert "unsafe" not in response.headers["Content-Security-Policy"]
+        assert response.headers["X-Frame-Options"] == "DENY"
+
+
+def test_a_request_id_is_followed_and_a_bad_one_refused(client, caplog):
+    with caplog.at_level(logging.INFO, logger="ray.serve"):
+        answer = client.post("/v1/search", json={"query": "x"}, headers={"X-Request-ID": "trace-1.a_B"}).json()
+    assert answer["request_id"] == "trace-1.a_B"
+    events = {record.event: record for record in caplog.records if hasattr(record, "event")}
+    assert events["encode_batch"].request_ids == ["trace-1.a_B"]
+    assert events["http_request"].http_request_id == "trace-1.a_B"
+    for bad in ("a b", "x" * 129, "é".encode(), "a;b"):
+        _error(client.get("/v1/models", headers={"X-Request-ID": bad}), 400, "invalid_request_id", "X-Request-ID")
+
+
+def test_an_answer_that_takes_too_long_is_a_504(serve_in_process, monkeypatch):
+    client = serve_in_process(limits=Limits(request_timeout_s=0.2))
+    import asyncio
+
+    cancelled = []
+
+    async def never(*args, **kwargs):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    monkeypatch.setattr(client.searcher, "search", never)
+    _error(client.post("/v1/search", json={"query": "x"}), 504, "timeout")
+    assert cancelled == [True]
+
+
+def test_a_bug_is_a_500_without_details(client, monkeypatch, caplog):
+    async def broken(*args, **kwargs):
+        raise RuntimeError("a secret path /etc/raydr")
+
+    monkeypatch.setattr(client.searcher, "search", broken)
+    response = client.post("/v1/search", json={"query": "x"}, headers={"X-Request-ID": "r-42"})
+    error = _error(response, 500, "internal_error")
+    assert "secret" not in response.text
+    assert "r-42" in error["message"]
+    assert "a secret path" in caplog.text  # the log has it
+
+
+def test_more_requests_than_the_limit_are_turned_away_at_once(serve_in_process):
+    import asyncio
+
+    import httpx
+
+    client = serve_in_process(limits=Limits(concurrent_requests=2))
+
+    async def burst():
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as many:
+            return await asyncio.gather(*(many.post("/v1/search", json={"query": f"q {n}"}) for n in range(12)))
+
+    answers = client.portal.call(burst)
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert _error(refused, 429, "overloaded")
+    assert refused.headers["Retry-After"]
+    assert client.post("/v1/search", json={"query": "x"}).status_code == 200  # nothing stays counted
+
+
+# --- what describes the server
+
+
+def test_models_say_what_is_served(client, reader):
+    (card,) = client.get("/v1/models").json()["data"]
+    assert card["id"] == "minilm"
+    assert (card["dimensions"], card["num_passages"], card["num_shards"]) == (384, 6, 2)
+    assert card["index_version"] == reader.version
+    assert card["modes"] == ["dense", "bm25", "hybrid"]
+    assert card["metadata_columns"] == ["kind", "year"]
+    assert card["created"] > 1_500_000_000
+
+
+def test_health_and_readiness(client, reader, serve_in_process):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready", "index_version": reader.version}
+
+
+def test_before_an_index_is_loaded_the_server_is_alive_but_not_ready(animals):
+    from starlette.testclient import TestClient
+
+    from raydr.serve.config import AppArgs
+    from raydr.serve.http import build_http
+
+    args = AppArgs(index=animals)
+    client = TestClient(build_http(in_process_searcher(args), args), base_url="http://127.0.0.1")
+    assert client.get("/health").status_code == 200
+    assert client.get("/ready").status_code == 503
+    response = client.post("/v1/search", json={"query": "x"})
+    _error(response, 503, "not_ready")
+    assert response.headers["Retry-After"]
+
+
+def test_openapi_describes_every_route_with_examples(client):
+    document = client.get("/openapi.json").json()
+    routes = {"/v1/search", "/v1/embeddings", "/v1/models", "/v1/rerank", "/v2/rerank", "/rerank", "/health", "/ready"}
+    assert set(document["paths"]) == routes
+    example = document["components"]["schemas"]["SearchRequest"]["examples"][0]
+    assert client.post("/v1/search", json=example).status_code == 200
+    operation_ids = [op["operationId"] for methods in document["paths"].values() for op in methods.values()]
+    assert len(set(operation_ids)) == len(operation_ids)
+
+
+def test_docs_need_nothing_from_elsewhere(client):
+    page = client.get("/docs").text
+    assert "/v1/search" in page
+    assert "exclude_ids" in page
+    assert "http://" not in page.replace("http://127.0.0.1", "")
+    assert "https://" not in page
+    assert "<script" not in page
+
+
+def test_the_page_and_its_files_are_served(client):
+    page = client.get("/")
+    assert page.status_code == 200
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert client.get("/ui/../http.py").status_code == 404
+    assert client.get("/ui/%2e%2e/http.py").status_code == 404

@@ -1,0 +1,129 @@
+"""Two tiny corpora, real indexes over them, and the serving path without Ray; shared by the tests of this folder."""
+
+import json
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydr.artifacts import Artifact, open_artifact, write_artifact
+from raydr.config import Component
+from raydr.data.config import DataConfig
+from raydr.data.corpus import Corpus
+from raydr.index.config import IndexConfig
+from raydr.protocols import Encoder
+from raydr.types import Hit, Passage
+
+ANIMALS = {
+    "cat": ("Cat", "A small furry animal that purrs and hunts mice at night.", "pet", 2001),
+    "dog": ("Dog", "A loyal animal that barks, guards the house and follows people.", "pet", 2003),
+    "cow": ("Cow", "A large animal that gives milk and eats grass.", "farm", 1999),
+    "owl": ("Owl", "A bird with large eyes that hunts mice at night.", "wild", 2010),
+    "bee": ("", "An insect that makes honey and lives in a hive.", "farm", 2020),
+    "whale": ("Whale", "The largest animal of the sea, it breathes air.", "wild", 2015),
+}
+INSTRUMENTS = {
+    "piano": ("Piano", "A keyboard instrument whose hammers strike strings.", "keys", 2001),
+    "violin": ("Violin", "A wooden instrument with four strings, played with a bow.", "strings", 2002),
+    "drum": ("Drum", "A hollow instrument that is struck to keep the beat.", "percussion", 2003),
+    "flute": ("Flute", "A pipe with holes; the player's breath makes the tone.", "wind", 2004),
+    "harp": ("Harp", "A tall instrument whose strings are plucked.", "strings", 2005),
+    "mouse_organ": ("Cat piano", "A joke instrument said to be played with cats and mice.", "keys", 2006),
+    "horn": ("Horn", "A coiled tube of brass.", "wind", 2007),
+}
+
+
+def build_run(folder: Path, passages: dict[str, tuple[str, str, str, int]], *, num_shards: int, **encoder: Any) -> Path:
+    """Ingests, embeds and indexes `passages` with the packaged MiniLM; the path of the index."""
+    from raydr.data.ingest import ingest
+    from raydr.encoders.factory import EncoderFactory
+    from raydr.index.build import build_index
+
+    folder.mkdir(parents=True)
+    rows = [
+        {"_id": id_, "title": title, "text": text, "kind": kind, "year": year}
+        for id_, (title, text, kind, year) in passages.items()
+    ]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "an animal"}\n', encoding="utf-8")
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\nq1\t{next(iter(passages))}\t1\n")
+    method = Component(
+        import_path="raydr.methods.zero_shot:ZeroShot",
+        args={"backend": "torch", "precision": "float32", "num_threads": 1, **encoder},
+    )
+    corpus = ingest(DataConfig(path=str(folder)), folder / "out" / "corpus")
+    embeddings = _embed(corpus, EncoderFactory(method)(), method, folder / "out" / "embed")
+    build_index(corpus, embeddings, IndexConfig(num_shards=num_shards), folder / "out" / "index", use_ray=False)
+    return folder / "out" / "index"
+
+
+def _embed(corpus: Corpus, encoder: Encoder, method: Component, out: Path) -> Artifact:
+    """The embeddings artifact of a corpus small enough for one call of the encoder."""
+    table = pa.concat_tables(corpus.passages())
+    columns = (table[name].to_pylist() for name in ("passage_id", "text", "title"))
+    embeddings = encoder.encode_passages([Passage(*row) for row in zip(*columns, strict=True)])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), encoder.dim)
+    with write_artifact(out, kind="embeddings", config={}, inputs={"corpus": corpus.artifact}) as writer:
+        rows = {"passage_id": table["passage_id"], "position": table["position"], "embedding": column}
+        pq.write_table(pa.table(rows), writer.path / "part-00000.parquet")
+        writer.details.update(encoder_version=encoder.version, dim=encoder.dim, method=method.model_dump(mode="json"))
+    return open_artifact(out)
+
+
+class InProcess:
+    """An object with a deployment handle's ways of being called."""
+
+    def __init__(self, deployment: Any) -> None:
+        self._deployment = deployment
+
+    def __getattr__(self, method: str) -> Any:
+        function = getattr(self._deployment, method)
+
+        class _Method:
+            @staticmethod
+            def remote(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+                return function(*args, **kwargs)
+
+        return _Method
+
+    def broadcast(self, method: str, *args: Any) -> Any:
+        function = getattr(self._deployment, method)
+
+        class _Response:
+            @staticmethod
+            async def results_async() -> list[Any]:
+                return [await function(*args)]
+
+        return _Response
+
+
+def in_process_searcher(args: Any, *, num_shard_deployments: int = 2) -> Any:
+    """A Searcher over deployments that live in this process."""
+    from raydr.serve.encoder import Encoder
+    from raydr.serve.rerank import Reranker
+    from raydr.serve.search import Searcher
+    from raydr.serve.shard import Bm25, Shard
+
+    shards = [InProcess(Shard(number, num_shard_deployments, 2)) for number in range(num_shard_deployments)]
+    return Searcher(
+        args,
+        encoder=InProcess(Encoder(2)),
+        shards=shards,
+        bm25=InProcess(Bm25(2)) if args.bm25 else None,
+        reranker=InProcess(Reranker(args.reranker)) if args.reranker else None,
+    )
+
+
+class LexicalReranker:
+    """A small deterministic reranker: the share of the query's words that a passage holds."""
+
+    def rerank(self, query: Any, hits: Any, passages: Any) -> list[Hit]:
+        words = query.text.lower().split()
+
+        def score(hit: Hit) -> float:
+            return sum(word in passages[hit.passage_id].text.lower().split() for word in words) / len(words)
+
+        return sorted((Hit(hit.passage_id, score(hit)) for hit in hits), key=lambda hit: -hit.score)
