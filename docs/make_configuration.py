@@ -111,10 +111,14 @@ def _row(name: str, info: FieldInfo) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type as a person writes it in YAML: `int`, `"a" | "b"`, `list[str]`, `null`."""
+    """A type as a person writes it in YAML: `int`, `dense | bm25`, `list[str]`, `mapping`, `null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is type(None):
         return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
+    if annotation is Path:
+        return "path"
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
     if origin in (Union, types.UnionType):
@@ -123,8 +127,8 @@ def _type(annotation: Any) -> str:
         return _type(arguments[0])
     if origin is not None:
         inner = ", ".join("..." if part is Ellipsis else _type(part) for part in arguments)
-        return f"{origin.__name__}[{inner}]"
-    return getattr(annotation, "__name__", str(annotation)).replace("NoneType", "null")
+        return f"{'list' if origin is tuple else origin.__name__}[{inner.removesuffix(', ...')}]"
+    return getattr(annotation, "__name__", str(annotation))
 
 
 def _default(info: FieldInfo) -> str:

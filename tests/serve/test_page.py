@@ -10,10 +10,14 @@ Chromium, failed for it in CI.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +29,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.browser]
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]  # the rest is Playwright's default
 KEY = "a key for this test"
-PORT = 8765
 PASSAGES = [  # id, title, text, kind
     ("cat", "Cat", "A small furry animal that purrs and hunts mice at night.", "animal"),
     ("dog", "Dog", "A loyal animal that barks, guards the house and follows people.", "animal"),
@@ -43,31 +46,64 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="module")
-def site(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the served page; `keyed/` below it serves the same index behind an API key with a rate limit."""
-    from ray import serve
-    from raydr.serve.app import build_app
-
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index over the passages above, made by the verbs."""
     from raydr.config import validate
-    from raydr.serve.config import AppArgs
+    from raydr.verbs import embed, index
     from raydr.verbs.config import RunConfig
-    from raydr.verbs.embed import embed
-    from raydr.verbs.index import index
 
     folder = tmp_path_factory.mktemp("page")
     rows = [{"_id": id_, "title": title, "text": text, "kind": kind} for id_, title, text, kind in PASSAGES]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, HOSTILE]), encoding="utf-8")
     config = {"out": folder / "out", "runtime": "local", "data": {"path": str(folder)}, "index": {"num_shards": 2}}
     run = validate(RunConfig, config, where="this test")
-    embed(run)
-    index(run)
+    embed.embed(run)
+    return index.index(run).path
 
-    key = {"name": "test", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 20, "burst": 4}
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    serve.run(build_app(AppArgs(index=run.out / "index")), name="open", route_prefix="/")
-    serve.run(build_app(AppArgs(index=run.out / "index", api_keys=[key])), name="keyed", route_prefix="/keyed")
-    yield f"http://127.0.0.1:{PORT}/"
-    serve.shutdown()
+
+@pytest.fixture(scope="module")
+def site(ray_cluster: None, index: Path) -> Iterator[str]:
+    """Address of the page as Ray Serve serves it."""
+    from raydr.verbs.serve import serving
+
+    with serving(index, host="127.0.0.1", port=free_port()) as address:
+        yield f"{address}/"
+
+
+@pytest.fixture(scope="module")
+def keyed_site(index: Path) -> Iterator[str]:
+    """The same behind an API key with a rate limit; without Ray, since a second encoder does not fit two CPUs."""
+    import uvicorn
+    from tiny_serving import in_process_searcher
+
+    from raydr.serve.config import AppArgs
+    from raydr.serve.http import build_http
+
+    key = {"name": "test", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 20, "burst": 6}
+    args = AppArgs.model_validate({"index": index, "api_keys": [key]})
+    searcher = in_process_searcher(args)
+    app = build_http(searcher, args, args.api_keys)
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+
+    async def run() -> None:
+        await searcher.use(str(index))
+        await server.serve()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +269,8 @@ def test_nothing_found_says_so(page):
     page.get_by_role("heading", name="Nothing found").wait_for()
 
 
-def test_a_server_with_keys_is_asked_with_one(page):
-    page.goto("/keyed/?q=dog")
+def test_a_server_with_keys_is_asked_with_one(page, keyed_site):
+    page.goto(f"{keyed_site}?q=dog")
     page.get_by_label("API key").fill("wrong")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="refused").wait_for()
@@ -246,8 +282,8 @@ def test_a_server_with_keys_is_asked_with_one(page):
     assert hit_ids(page)[0] == "dog"
 
 
-def test_too_many_requests_says_when_to_come_back(page):
-    page.goto("/keyed/")
+def test_too_many_requests_says_when_to_come_back(page, keyed_site):
+    page.goto(keyed_site)
     page.evaluate("key => sessionStorage.setItem('raydr-api-key', key)", KEY)
     for count in range(8):
         search(page, f"dog {count}")
