@@ -85,6 +85,9 @@ class OpenVinoBackend:
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         for _ in range(self.num_streams):
             self._requests.put(self._compiled.create_infer_request())
+        # OpenVINO's Python binding fills its tables on first use and deadlocks (its lock against the interpreter's)
+        # when two threads come first together; so the first batch runs here, before there is a second thread.
+        self.forward(np.ones((1, 1), dtype=np.int64), None)
 
     def forward(
         self, input_ids: Int64[np.ndarray, "text token"], attention_mask: Int64[np.ndarray, "text token"] | None
