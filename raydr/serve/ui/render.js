@@ -39,13 +39,15 @@ export function showTimings(bar, legend, { total, ...timings }) {
   const other = total - inTurn.reduce((sum, [, ms]) => sum + ms, 0);
   if (other > 0) inTurn.push(["other", other]);
   bar.replaceChildren(...inTurn.map(([stage, ms]) => {
-    const part = el("i", { title: `${stage}: ${formatMs(ms)}` });
+    const part = el("i", { dataset: { stage }, title: `${stage}: ${formatMs(ms)}` });
     part.style.flexGrow = ms;
     return part;
   }));
-  const alongside = "encode" in timings && "bm25" in timings ? [["bm25, meanwhile", timings.bm25]] : [];
-  legend.replaceChildren(...[...inTurn, ...alongside].map(([stage, ms]) =>
-    el("div", {}, el("dt", {}, stage), el("dd", {}, formatMs(ms)))));
+  const alongside = "encode" in timings && "bm25" in timings ? [["bm25", timings.bm25]] : [];
+  legend.replaceChildren(...[...inTurn, ...alongside].map(([stage, ms], i) => {
+    const name = i < inTurn.length ? stage : `${stage}, meanwhile`;
+    return el("div", { dataset: { stage } }, el("dt", {}, name), el("dd", {}, formatMs(ms)));
+  }));
 }
 
 /** A message where results would stand: a heading, a sentence, and what can be done about it. */
