@@ -150,7 +150,7 @@ class IndexReader:
         """The live rows of the whole index that pass the filters. Raises `FilterError` naming the wrong field."""
         return np.concatenate([s.select(filters, allow_ids=allow_ids, exclude_ids=exclude_ids) for s in self.shards])
 
-    def part(self, allowed: Bool[np.ndarray, " row"] | None, number: int) -> Bool[np.ndarray, " row"] | None:
+    def part(self, allowed: Bool[np.ndarray, " passage"] | None, number: int) -> Bool[np.ndarray, " row"] | None:
         """The slice of a mask over the whole index that belongs to one shard."""
         return None if allowed is None else allowed[self.first_rows[number] : self.first_rows[number + 1]]
 

@@ -44,10 +44,10 @@ class PassageIds(Sequence[str]):
         return len(self._ids)
 
     @overload
-    def __getitem__(self, row: int) -> str: ...
+    def __getitem__(self, row: int | np.integer) -> str: ...
     @overload
     def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
+    def __getitem__(self, row: int | np.integer | slice) -> str | list[str]:
         found = self._ids[row if isinstance(row, slice) else int(row)]
         return found.to_pylist() if isinstance(row, slice) else found.as_py()
 

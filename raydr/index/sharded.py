@@ -73,7 +73,9 @@ class RayShards(LocalShards):
         )(_ShardActor)
         threads = num_threads or max(1, round(cpus_per_shard))
         path, details = reader.path.resolve(), reader.details
-        self.actors: list[Any] = [actor.remote(path, shard, details.search, device, threads) for shard in details.shards]
+        self.actors: list[Any] = [
+            actor.remote(path, record, details.search, device, threads) for record in details.shards
+        ]
 
     def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
         import ray
