@@ -31,7 +31,9 @@ class BM25Config(Config):
     """Lucene's BM25. The defaults are Lucene's own, with English stop words and Snowball's English stemmer."""
 
     k1: float = Field(default=1.2, ge=0)
+    """How soon further occurrences of a word count less."""
     b: float = Field(default=0.75, ge=0, le=1)
+    """How much a passage's length counts: 0 not at all, 1 fully."""
     stop_words: str | None = "english"
     """Language of the stop words that are dropped (a name bm25s knows); null keeps every word."""
     stemmer: str | None = "english"
@@ -42,6 +44,7 @@ class RecallProbe(Config):
     """The recall report of an approximate index: embeddings of the corpus as queries, exact search as the truth."""
 
     num_queries: int = Field(default=200, ge=1)
+    """Embeddings of the corpus, drawn at random, that are searched with."""
     at: tuple[int, ...] = (10, 100)
     """Depths k of recall@k."""
 

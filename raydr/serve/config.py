@@ -92,6 +92,7 @@ class AppArgs(Config):
     """Names (`Host` header) the server answers to beside localhost while no keys are configured; `*`: any name. It
     keeps a foreign web page from reading the index through a browser on this machine (DNS rebinding)."""
     limits: Limits = Field(default_factory=Limits)
+    """What one request may take."""
     fusion: FusionConfig = Field(default_factory=FusionConfig)
     """hybrid: how the two sides become one ranking."""
     candidates: int = Field(default=100, ge=1)
