@@ -29,6 +29,8 @@ STANDARD_LIBRARY = "python"
 _SKIPPED_PARTS = frozenset(
     {"tests", "test", "testing", "conftest", "_vendor", "vendored", "vendor", "externals", "extern", "site-packages"}
 )
+_SKIPPED_FOLDERS = ("transformers/models/",)
+"""Hundreds of copies of one documentation, with the name of a model changed: half of all reading time for nothing new."""
 _SKIPPED_STANDARD = frozenset(
     {"idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data", "antigravity", "this", "distutils"}
 )
@@ -83,7 +85,7 @@ def installed_packages() -> list[str]:
 
 
 def find_files(package: str, search_path: Sequence[Path] | None = None) -> list[Path]:
-    """The source files of a package in a fixed order, tests and vendored code left out; empty when not installed."""
+    """The source files of a package in a fixed order, tests, vendored code and mere copies left out; empty when absent."""
     if package == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
         names = sorted(n for n in sys.stdlib_module_names if not n.startswith("_") and n not in _SKIPPED_STANDARD)
@@ -109,6 +111,8 @@ def _files_of(root: Path, name: str) -> list[Path]:
 
 def _is_skipped(relative: Path) -> bool:
     parts = relative.with_suffix("").parts
+    if relative.as_posix().startswith(_SKIPPED_FOLDERS):
+        return True
     return any(part in _SKIPPED_PARTS or part.startswith("test_") or part.endswith("_test") for part in parts)
 
 
