@@ -172,8 +172,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _in_trec_eval_order(scores: dict[str, float]) -> list[Hit]:
     rounded = np.array([*scores.values()]).astype(np.float32).tolist()
-    ranked = sorted(zip(rounded, scores.items(), strict=True), key=lambda row: (row[0], row[1][0]), reverse=True)
-    return [Hit(passage_id, score) for _, (passage_id, score) in ranked]
+    ranked = sorted(zip(rounded, scores, scores.values(), strict=True), reverse=True)
+    return [Hit(passage_id, score) for _, passage_id, score in ranked]
 
 
 def _from_ranks(path: Path, ranks: dict[str, dict[str, float]]) -> Run:
