@@ -30,7 +30,7 @@ _SKIPPED_PARTS = frozenset(
     {"tests", "test", "testing", "conftest", "_vendor", "vendored", "vendor", "externals", "extern", "site-packages"}
 )
 _SKIPPED_FOLDERS = ("transformers/models/",)
-"""Hundreds of copies of one documentation, with the name of a model changed: half of all reading time for nothing new."""
+"""Hundreds of copies of one documentation with a model's name changed: half of all reading time for nothing new."""
 _SKIPPED_STANDARD = frozenset(
     {"idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data", "antigravity", "this", "distutils"}
 )
@@ -85,7 +85,7 @@ def installed_packages() -> list[str]:
 
 
 def find_files(package: str, search_path: Sequence[Path] | None = None) -> list[Path]:
-    """The source files of a package in a fixed order, tests, vendored code and mere copies left out; empty when absent."""
+    """The source files of a package in a fixed order, without tests, vendored code and mere copies; empty when absent."""
     if package == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
         names = sorted(n for n in sys.stdlib_module_names if not n.startswith("_") and n not in _SKIPPED_STANDARD)
