@@ -85,7 +85,7 @@ def installed_packages() -> list[str]:
 
 
 def find_files(package: str, search_path: Sequence[Path] | None = None) -> list[Path]:
-    """The source files of a package in a fixed order, without tests, vendored code and mere copies; empty when absent."""
+    """The source files of a package in a fixed order, without tests, vendored code and copies; empty when absent."""
     if package == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
         names = sorted(n for n in sys.stdlib_module_names if not n.startswith("_") and n not in _SKIPPED_STANDARD)
