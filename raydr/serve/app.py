@@ -10,8 +10,8 @@ a replica prepares it, it goes on answering with the one it has.
     serve deploy serve_configs/search.yaml
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Serve looks at build_app's annotation to make the arguments of a config
+# file into an AppArgs, and would see a string.
 import asyncio
 import logging
 from collections.abc import Sequence

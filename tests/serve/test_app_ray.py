@@ -1,0 +1,227 @@
+"""The application on Ray Serve: the same answers as in one process, real clients, and swaps under load.
+
+Notable: it is deployed and changed the way `serve deploy` does it, by a config; the index changes through the
+Ingress's `user_config` alone.
+"""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_serving import ANIMALS, INSTRUMENTS
+
+from raydr.encoders.factory import EncoderFactory
+from raydr.index.reader import IndexReader
+from raydr.types import Query
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+class Server:
+    """A Serve instance on a free port, deployed by config."""
+
+    def __init__(self, port: int, index: Path) -> None:
+        import httpx
+
+        self.address = f"http://127.0.0.1:{port}"
+        self.index = index
+        self.http = httpx.Client(base_url=self.address, timeout=60)
+
+    def deploy(self, index: Path, **user_config) -> None:
+        """`serve deploy` of a config that differs only in the Ingress's user_config."""
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        config = {
+            "applications": [
+                {
+                    "name": "raydr",
+                    "route_prefix": "/",
+                    "import_path": "raydr.serve.app:build_app",
+                    "runtime_env": {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
+                    "args": {
+                        "index": str(self.index),
+                        "reranker": {"import_path": "tiny_serving:LexicalReranker"},
+                    },
+                    "deployments": [{"name": "Ingress", "user_config": {"index": str(index), **user_config}}],
+                }
+            ]
+        }
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+
+    def wait_for(self, version: str, timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            response = self.http.get("/ready")  # until the application runs, Serve's proxy answers 404 in plain text
+            if response.status_code == 200 and response.json()["index_version"] == version:
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"version {version} did not go live: {self.http.get('/ready').text}")
+
+    def search(self, **body):
+        response = self.http.post("/v1/search", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+@pytest.fixture(scope="module")
+def server(ray_cluster, animals, tmp_path_factory):
+    import socket
+
+    from ray import serve
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    server = Server(port, animals)
+    server.deploy(animals)
+    server.wait_for(IndexReader.open(animals).version)
+    yield server
+    serve.shutdown()
+
+
+def _expected(index: Path, texts: list[str], k: int) -> tuple[str, dict[str, list[tuple[str, float]]]]:
+    """The version of an index, and what the bare pipeline finds in it."""
+    reader = IndexReader.open(index)
+    top = reader.search(EncoderFactory(reader.method)().encode_queries([Query("", text) for text in texts]), k)
+    hits = {
+        text: list(zip(reader.passage_ids.take(rows).tolist(), scores.tolist(), strict=True))
+        for text, scores, rows in zip(texts, top.scores, top.rows, strict=True)
+    }
+    return reader.version, hits
+
+
+def test_serve_gives_what_the_pipeline_gives(server, animals):
+    texts = ["who hunts mice", "the largest animal", "honey"]
+    version, expected = _expected(animals, texts, 4)
+    answer = server.search(queries=texts, k=4)
+    assert answer["index_version"] == version
+    for result in answer["results"]:
+        ids = [hit["id"] for hit in result["hits"]]
+        assert ids == [id_ for id_, _ in expected[result["query"]]]
+        scores = [score for _, score in expected[result["query"]]]
+        assert [hit["score"] for hit in result["hits"]] == pytest.approx(scores, abs=1e-5)
+
+
+def test_errors_of_deployments_reach_the_caller_as_json(server):
+    response = server.http.post("/v1/search", json={"query": "x", "filters": {"colour": 1}})
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "filters.colour")
+    response = server.http.post("/v1/embeddings", json={"input": [10**8]})  # raised in the Encoder's replica
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "input")
+    response = server.http.post("/v1/search", content=b"{", headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+
+
+def test_a_request_id_goes_there_and_back(server):
+    response = server.http.post("/v1/search", json={"query": "x"}, headers={"X-Request-ID": "trace-7"})
+    assert response.json()["request_id"] == "trace-7"
+    assert response.headers.get_list("X-Request-ID") == ["trace-7"]
+    response = server.http.post("/v1/search", json={"query": "x"})
+    assert response.json()["request_id"] == response.headers["X-Request-ID"]
+
+
+def test_the_openai_client_works(server, animals):
+    openai = pytest.importorskip("openai")
+
+    client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="unused")
+    reader = IndexReader.open(animals)
+    texts = ["first text", "second"]
+    expected = EncoderFactory(reader.method)().encode_queries([Query("", text) for text in texts])
+    by_default = client.embeddings.create(model="minilm", input=texts, extra_body={"input_type": "query"})  # base64
+    as_float = client.embeddings.create(
+        model="minilm", input=texts, encoding_format="float", extra_body={"input_type": "query"}
+    )
+    for answer in (by_default, as_float):
+        np.testing.assert_allclose([item.embedding for item in answer.data], expected, atol=1e-5)
+        assert answer.usage.prompt_tokens > 0
+    assert len(client.embeddings.create(model="minilm", input="x", dimensions=32).data[0].embedding) == 32
+    assert [model.id for model in client.models.list()] == ["minilm", "reranker"]
+    with pytest.raises(openai.NotFoundError, match="gpt-9"):
+        client.embeddings.create(model="gpt-9", input="x")
+    with pytest.raises(openai.UnprocessableEntityError):
+        client.embeddings.create(model="minilm", input=["x"] * 1000)
+
+
+def test_the_cohere_client_works(server):
+    cohere = pytest.importorskip("cohere")
+
+    client = cohere.ClientV2(api_key="unused", base_url=server.address)
+    documents = ["the sea", "a furry animal", "a furry cat"]
+    answer = client.rerank(model="reranker", query="a furry cat", documents=documents, top_n=2)
+    assert [item.index for item in answer.results] == [2, 1]
+    assert answer.results[0].relevance_score == pytest.approx(1.0)
+    assert answer.meta.api_version.version == "2"
+
+
+def test_swaps_under_load_fail_nobody_and_mix_nothing(server, animals, instruments):
+    texts = ["who hunts mice at night", "an instrument with strings", "a large animal"]
+    expected = dict(_expected(index, texts, 3) for index in (animals, instruments))
+    contents = {
+        version: set(ANIMALS if "cat" in {id_ for hits in found.values() for id_, _ in hits} else INSTRUMENTS)
+        for version, found in expected.items()
+    }
+    dims = {IndexReader.open(index).version: IndexReader.open(index).dim for index in (animals, instruments)}
+    assert len(expected) == len(set(dims.values())) == 2
+    stop, faults, seen = threading.Event(), [], []
+
+    def ask(number: int) -> None:
+        import httpx
+
+        with httpx.Client(base_url=server.address, timeout=60) as http:
+            turn = number
+            while not stop.is_set():
+                turn += 1
+                text, mode = texts[turn % 3], ("dense", "hybrid", "bm25")[turn // 3 % 3]
+                response = http.post("/v1/search", json={"query": text, "k": 3, "mode": mode})
+                if response.status_code != 200:
+                    faults.append(response.text)
+                    continue
+                answer = response.json()
+                version, hits = answer["index_version"], answer["hits"]
+                seen.append(version)
+                if not {hit["id"] for hit in hits} <= contents[version]:
+                    faults.append(f"{mode}: hits {[hit['id'] for hit in hits]} under version {version}")
+                if mode == "dense":
+                    found = [(hit["id"], pytest.approx(hit["score"], abs=1e-5)) for hit in hits]
+                    if expected[version][text] != found:
+                        faults.append(f"{version} {text!r}: {found} instead of {expected[version][text]}")
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for index in (instruments, animals, instruments, animals):
+            server.deploy(index)
+            server.wait_for(IndexReader.open(index).version)
+            time.sleep(0.5)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert faults == []
+    assert set(seen) == set(expected)
+    changes = sum(a != b for a, b in zip(seen, seen[1:]))
+    assert changes >= 4
+    assert len(seen) > 40
+
+
+def test_an_index_that_cannot_be_used_leaves_the_old_one_serving(server, animals, tmp_path):
+    version = IndexReader.open(animals).version
+    server.wait_for(version)
+    for faulty in ({"index": tmp_path / "nothing"}, {"index": animals, "version": "0123"}):
+        server.deploy(**faulty)
+        deadline = time.monotonic() + 60
+        while "error" not in (ready := server.http.get("/ready").json()):
+            assert time.monotonic() < deadline, ready
+            time.sleep(0.1)
+        assert ready["status"] == "ready"
+        assert ready["index_version"] == version
+        assert server.search(query="who hunts mice")["index_version"] == version
+    server.deploy(animals, version=version)
+    deadline = time.monotonic() + 60
+    while "error" in server.http.get("/ready").json():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
