@@ -104,7 +104,7 @@ class JsonLines(_InFile):
                 problems.add(self.name, number, None, "holds a lone surrogate (\\ud800...), which is not text", line)
                 continue
             except (ValueError, RecursionError) as error:
-                problems.add(self.name, number, None, "not valid JSON", line, str(error) or "nested too deeply")
+                problems.add(self.name, number, None, "not valid JSON", line, _explain(error, line))
                 continue
             if isinstance(record, dict):
                 yield number, record
@@ -263,6 +263,14 @@ def _is_integer(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _explain(error: ValueError | RecursionError, line: str) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if line.startswith("["):
+        return "the file looks like one array; JSON lines have one object per line"
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> Record:

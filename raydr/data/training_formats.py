@@ -30,7 +30,7 @@ from raydr.types import Qrels
 
 __all__ = ["FORMATS", "Conversion", "Validation", "convert", "detect_format", "validate"]
 
-_HINT = "mend these lines; nothing was written"
+_HINT = "mend these lines, or leave them out and list them in a file (--rejects FILE); nothing was written"
 
 
 @dataclass(frozen=True)

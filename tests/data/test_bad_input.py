@@ -19,6 +19,7 @@ from raydr.errors import DataError
 GOOD = '{"_id": "a", "title": "A", "text": "first"}\n'
 BAD_PASSAGES = {
     "not JSON": ('{"_id": "b", "text": "torn', None, "not valid JSON"),
+    "a JSON array": ('[{"_id": "b"},', None, "one object per line"),
     "not an object": ('["b", "text"]', None, "not a JSON object"),
     "NaN": ('{"_id": "b", "text": "x", "n": NaN}', None, "NaN is not JSON"),
     "deeply nested": ('{"_id": "b", "x": ' + "[" * 100_000, None, "not valid JSON"),
@@ -182,14 +183,14 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 
 def test_judgements_need_queries(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", GOOD, qrels=HEADER + "q1\ta\t1\n")
-    with pytest.raises(DataError, match="data.queries=FILE"):
+    with pytest.raises(DataError, match=r"data\.queries=FILE"):
         ingest(DataConfig(path=str(folder)), tmp_path / "out")
 
 
 def test_cut_archive_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     content = gzip.compress("".join(f'{{"_id": "{n}", "text": "x"}}\n' for n in range(5000)).encode())
     (tmp_path / "corpus.jsonl.gz").write_bytes(content[:-20])
-    with pytest.raises(DataError, match="corpus.jsonl.gz: cannot be read to its end"):
+    with pytest.raises(DataError, match=r"corpus\.jsonl\.gz: cannot be read to its end"):
         ingest(DataConfig(path=str(tmp_path), on_error="skip"), tmp_path / "out")
 
 
@@ -216,7 +217,7 @@ def test_bad_rows_of_tables(tmp_path: Path) -> None:
     assert [reject["line"] for reject in rejects(corpus.path)] == [2, 3]
 
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
-    with pytest.raises(DataError, match="bad.parquet: cannot be read as Parquet"):
+    with pytest.raises(DataError, match=r"bad\.parquet: cannot be read as Parquet"):
         ingest(DataConfig(path=str(tmp_path / "bad.parquet")), tmp_path / "out")
 
 

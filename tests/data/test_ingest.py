@@ -84,7 +84,7 @@ def test_split_is_chosen_or_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'train'; there are: dev, test"):
         ingest(DataConfig(path=str(folder), split="train"), tmp_path / "train")
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "train.tsv")
-    with pytest.raises(DataError, match="choose one: data.split=NAME out of dev, train"):
+    with pytest.raises(DataError, match=r"choose one: data\.split=NAME out of dev, train"):
         ingest(DataConfig(path=str(folder)), tmp_path / "none")
 
 
@@ -94,6 +94,27 @@ def test_corpus_alone_has_no_judgements(tmp_path: Path) -> None:
     assert (corpus.num_passages, corpus.queries(), corpus.has_qrels) == (3, [], False)
     with pytest.raises(DataError, match="no judgements"):
         corpus.qrels()
+
+
+def test_queries_without_judgements_are_all_kept(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text(json_lines(PASSAGES))
+    (tmp_path / "queries.jsonl").write_text(json_lines(QUERIES))
+    corpus = ingest(DataConfig(path=str(tmp_path)), tmp_path / "out")
+    assert [query.query_id for query in corpus.queries()] == ["q1", "q2", "q3"]
+    with pytest.raises(DataError, match=r"'test'; there are: none, so leave data\.split out"):
+        ingest(DataConfig(path=str(tmp_path), split="test"), tmp_path / "out2")
+
+
+def test_files_named_one_by_one(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "in")
+    (folder / "corpus.jsonl").rename(folder / "articles.jsonl")
+    (tmp_path / "judged.txt").write_text("q2 0 d2 1\n")
+    config = DataConfig(path=str(folder), passages="articles.jsonl", qrels=(tmp_path / "judged.txt").as_uri())
+    assert ingest(config, tmp_path / "out").qrels() == {"q2": {"d2": 1}}
+    one_file = DataConfig(path=str(folder / "articles.jsonl"), queries="queries.jsonl", qrels="qrels/dev.tsv")
+    assert ingest(one_file, tmp_path / "out2").qrels() == {"q3": {"d3": 1}}
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file or folder in"):
+        ingest(DataConfig(path=str(folder), passages="nowhere.jsonl"), tmp_path / "out3")
 
 
 def test_ms_marco_folder(tmp_path: Path) -> None:
@@ -179,8 +200,23 @@ def test_ir_datasets_id(tmp_path: Path) -> None:
     assert texts(corpus) == [("d1", "", "about tides"), ("d2", "", "about cats")]
     assert corpus.qrels() == {"q1": {"d1": 2}}
     assert ingest(DataConfig(path="irds:raydr-test-collection", split="dev"), tmp_path / "out2").num_passages == 2
-    with pytest.raises(DataError, match="ids of this collection: raydr-test-collection/dev"):
+    with pytest.raises(DataError, match=r"ids of this collection: raydr-test-collection/dev"):
         ingest(DataConfig(path="irds:raydr-test-collection", split="test"), tmp_path / "out3")
+
+
+def test_ir_datasets_without_a_network_says_so(tmp_path: Path) -> None:
+    ir_datasets = pytest.importorskip("ir_datasets")
+    from ir_datasets.formats import TsvDocs
+    from ir_datasets.util import Download, RequestsDownload
+
+    name = "raydr-test-not-downloaded"
+    if name not in ir_datasets.registry:
+        nobody_listens = Download([RequestsDownload("http://127.0.0.1:9/docs.tsv", tries=1)], stream=True)
+        ir_datasets.registry.register(name, ir_datasets.Dataset(TsvDocs(nobody_listens)))
+    with pytest.raises(
+        DataError, match="raydr-test-not-downloaded docs: ir_datasets cannot read it(.|\n)*IR_DATASETS_HOME"
+    ):
+        ingest(DataConfig(path=name), tmp_path / "out")
 
 
 def test_unknown_path_names_it(tmp_path: Path) -> None:

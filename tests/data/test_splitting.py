@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,7 +63,7 @@ def test_words_stay_whole_and_overlap_is_bounded(words: list[int], max_tokens: i
     for begin, end in found:
         assert {begin, end} <= borders
         assert 0 < end - begin <= max_tokens
-    for (_, end), (begin, _) in zip(found, found[1:], strict=False):
+    for (_, end), (begin, _) in pairwise(found):
         assert 0 <= end - begin <= overlap
 
 
@@ -87,7 +87,7 @@ def test_passages_keep_within_the_limit_when_tokenized_again() -> None:
 
 
 def test_unknown_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data.split_documents.tokenizer"):
+    with pytest.raises(ConfigError, match=r"data\.split_documents\.tokenizer"):
         load_tokenizer(str(tmp_path))
 
 

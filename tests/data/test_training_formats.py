@@ -236,7 +236,7 @@ def test_validate_names_line_and_field(
 def test_bad_lines_stop_a_conversion_or_are_listed(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", ROWS["flagembedding"], {"query": "q", "pos": []})
     target = tmp_path / "out.jsonl"
-    with pytest.raises(DataError, match="in.jsonl, line 2, field 'pos': is empty"):
+    with pytest.raises(DataError, match=r"in\.jsonl, line 2, field 'pos': is empty"):
         convert(source, target, "tevatron")
     assert not list(tmp_path.glob("*out*")), "a failed conversion leaves nothing behind"
     done = convert(source, target, "tevatron", rejects=tmp_path / "rejects.jsonl")
