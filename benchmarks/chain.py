@@ -38,7 +38,11 @@ def contenders(data: str, split: str, model: str, out: str) -> dict[str, list[st
 def run_once(command: list[str], metrics: Path | None) -> tuple[float, float]:
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
     seconds = time.perf_counter() - started
     if done.returncode:

@@ -1,6 +1,6 @@
 """Search in a few lines of Python, without Ray and without files.
 
-    python examples/quickstart.py "why do the tides come and go"
+python examples/quickstart.py "why do the tides come and go"
 """
 
 import sys

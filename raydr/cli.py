@@ -124,7 +124,9 @@ def _add_verb(commands: Any, verb: str, help_text: str) -> None:
         parser.add_argument("--mode", choices=["dense", "bm25", "hybrid"], default="dense", help="default: dense")
     elif verb == "evaluate":
         parser.set_defaults(run=_run_evaluate)
-        parser.add_argument("config", metavar="CONFIG|QRELS", help="a YAML config, or a qrels file to measure runs with")
+        parser.add_argument(
+            "config", metavar="CONFIG|QRELS", help="a YAML config, or a qrels file to measure runs with"
+        )
     else:
         parser.add_argument("config", metavar="CONFIG", help="a YAML config, such as jobs/configs/zero_shot.yaml")
     words, about = ("key=value|RUN", "; or run files") if verb == "evaluate" else ("key=value", "")
@@ -178,14 +180,18 @@ def _add_update(commands: Any) -> None:
 def _add_data(commands: Any) -> None:
     parser = _command(commands, "data", None, "check and convert files of training examples")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    validate = _command(actions, "validate", _run_validate, "check every line; name file, line and field of what is wrong")
+    validate = _command(
+        actions, "validate", _run_validate, "check every line; name file, line and field of what is wrong"
+    )
     convert = _command(actions, "convert", _run_convert, "write training examples in the format of another tool")
     for action in (validate, convert):
         action.add_argument("source", help="a JSONL file of training examples")
         action.add_argument("--from", dest="source_format", default="auto", help="its format (default: recognised)")
         action.add_argument("--corpus", help="the corpus, where examples name passages by id")
     convert.add_argument("target", type=Path, help="file to write")
-    convert.add_argument("--to", dest="target_format", required=True, help="format to write; docs/data_formats.md has all")
+    convert.add_argument(
+        "--to", dest="target_format", required=True, help="format to write; docs/data_formats.md has all"
+    )
     convert.add_argument("--target-corpus", type=Path, help="where the corpus of `--to tevatron_ids` goes")
     convert.add_argument("--qrels", help="judgements that turn candidates into positives and negatives")
     convert.add_argument("--rejects", type=Path, help="leave bad lines out, and list them in this file")

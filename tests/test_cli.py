@@ -45,7 +45,9 @@ def test_the_surface_is_what_users_rely_on():
 
 
 def test_help_is_immediate_and_imports_nothing_heavy():
-    code = "import sys, raydr.cli; raydr.cli.build_parser().format_help(); print([m for m in HEAVY if m in sys.modules])"
+    code = (
+        "import sys, raydr.cli; raydr.cli.build_parser().format_help(); print([m for m in HEAVY if m in sys.modules])"
+    )
     heavy = "HEAVY = ['ray', 'torch', 'faiss', 'transformers', 'numpy', 'pandas', 'pyarrow', 'pydantic']; "
     printed = subprocess.run([sys.executable, "-c", heavy + code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
@@ -77,6 +79,8 @@ def test_a_mistake_exits_with_2_and_says_what_to_do(arguments, words, capsys, tm
 
 
 def test_output_json_is_json(tmp_path, capsys, tiny_beir):
-    status = main(["ingest", "jobs/configs/zero_shot.yaml", f"data.path={tiny_beir}", f"out={tmp_path}", "--output", "json"])
+    status = main(
+        ["ingest", "jobs/configs/zero_shot.yaml", f"data.path={tiny_beir}", f"out={tmp_path}", "--output", "json"]
+    )
     assert status == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "corpus"

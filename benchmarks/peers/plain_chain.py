@@ -1,6 +1,6 @@
 """What a user writes today without raydr: BEIR folder -> sentence-transformers -> FAISS -> ir_measures, in one script.
 
-    python benchmarks/peers/plain_chain.py DIR SPLIT MODEL [BATCH] [PRECISION]
+python benchmarks/peers/plain_chain.py DIR SPLIT MODEL [BATCH] [PRECISION]
 """
 
 from __future__ import annotations

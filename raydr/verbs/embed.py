@@ -1,6 +1,6 @@
 """embed: reads the corpus (`out/corpus`) and embeds every passage of it (`out/embed`).
 
-    python jobs/embed.py jobs/configs/zero_shot.yaml data.path=DIR out=OUT
+python jobs/embed.py jobs/configs/zero_shot.yaml data.path=DIR out=OUT
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """evaluate: measures `out/search/run.trec` against the judgements of the split (`out/evaluate`).
 
-    python jobs/evaluate.py jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
-    raydr evaluate qrels.txt bm25.trec dense.trec        any run files: a table with a significance test
+python jobs/evaluate.py jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
+raydr evaluate qrels.txt bm25.trec dense.trec        any run files: a table with a significance test
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """index: builds the FAISS shards and the BM25 side (`out/index`) from `out/corpus` and `out/embed`.
 
-    python jobs/index.py jobs/configs/zero_shot.yaml data.path=DIR out=OUT
+python jobs/index.py jobs/configs/zero_shot.yaml data.path=DIR out=OUT
 """
 
 from __future__ import annotations

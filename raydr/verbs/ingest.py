@@ -1,6 +1,6 @@
 """ingest: reads and checks a corpus with its queries and judgements (`out/corpus`); `embed` does it too.
 
-    raydr ingest jobs/configs/zero_shot.yaml data.path=DIR out=OUT
+raydr ingest jobs/configs/zero_shot.yaml data.path=DIR out=OUT
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
 """query: one question to an index in this process, without a server; what `raydr search "words"` does.
 
-    raydr search "join two data frames on a column" --index runs/demo/index --mode hybrid
+raydr search "join two data frames on a column" --index runs/demo/index --mode hybrid
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
-
-_SNIPPET_CHARS = 400
 
 
 def answer(index: Path, text: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"]) -> list[dict[str, Any]]:
@@ -48,9 +45,15 @@ def print_hits(hits: Sequence[dict[str, Any]], *, query: str) -> None:
     if not hits:
         print("  nothing found")
     for rank, hit in enumerate(hits, start=1):
-        title = textwrap.shorten(hit["title"] or hit["id"], width - 14, placeholder=" ...")
-        snippet = textwrap.shorten(hit["text"][:_SNIPPET_CHARS], width - 6, placeholder=" ...")
+        title = _cut(hit["title"] or hit["id"], width - 13)
+        snippet = _cut(hit["text"], width - 5)
         print(f"  {rank}. {bold}{title}{plain}  {dim}{hit['score']:.3f}{plain}")
         if snippet:
             print(f"     {dim}{snippet}{plain}")
     print()
+
+
+def _cut(text: str, width: int) -> str:
+    """The start of a text on one line of at most `width` characters."""
+    line = " ".join(text[: 4 * width].split())
+    return line if len(line) <= width else line[: width - 4] + " ..."

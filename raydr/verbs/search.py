@@ -1,6 +1,6 @@
 """search: searches `out/index` with the queries of the split and writes `out/search/run.trec`.
 
-    python jobs/search.py jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT search.mode=hybrid
+python jobs/search.py jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT search.mode=hybrid
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """serve: an index on Ray Serve for as long as a person wants it; the form for production is a Serve config file.
 
-    raydr serve runs/demo/index              then open http://127.0.0.1:8000
-    serve run serve_configs/search.yaml      replicas, autoscaling, API keys, limits
+raydr serve runs/demo/index              then open http://127.0.0.1:8000
+serve run serve_configs/search.yaml      replicas, autoscaling, API keys, limits
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def wait_for_interrupt() -> None:
     print("\nStopping.", file=sys.stderr)
 
 
-def ask(address: str, query: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"] = "dense") -> list[dict[str, Any]]:
+def ask(
+    address: str, query: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"] = "dense"
+) -> list[dict[str, Any]]:
     """The hits of one query over HTTP, as `POST /v1/search` returns them. Raises `RaydrError` on any other answer."""
     import httpx
 

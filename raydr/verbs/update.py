@@ -1,9 +1,9 @@
 """update: changes an index that is in use; readers keep what they opened, `serve deploy` swaps the new state in.
 
-    raydr update show OUT/index
-    raydr update add OUT/index NEW            NEW is the folder of another run: `raydr embed CONFIG out=NEW`
-    raydr update delete OUT/index doc-17 doc-18
-    raydr update compact OUT/index
+raydr update show OUT/index
+raydr update add OUT/index NEW            NEW is the folder of another run: `raydr embed CONFIG out=NEW`
+raydr update delete OUT/index doc-17 doc-18
+raydr update compact OUT/index
 """
 
 from __future__ import annotations
