@@ -182,8 +182,10 @@ class VectorIndex:
         queries = dense(embeddings)
         if self._vectors is None:
             return empty(len(queries), k)
-        ids = np.asarray(self._ids, dtype=object)
-        return self._vectors.search(queries, k, ids_of=ids.__getitem__, allowed=allowed)
+        return self._vectors.search(queries, k, ids_of=self._take, allowed=allowed)
+
+    def _take(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
+        return np.array([self._ids[row] for row in rows], dtype=object)
 
     def _create(self, dim: int) -> Vectors:
         index = create(self._factory, dim)
