@@ -204,10 +204,9 @@ class TextEncoder:
         return torch_backend.TorchBackend(load(self.precision), device=self.device, num_threads=num_threads)
 
     def _limit(self, field: str, requested: int | None) -> int:
-        if requested is not None and requested > self.checkpoint.max_positions:
-            raise ConfigError(
-                f"{field}: {requested} is more than the {self.checkpoint.max_positions} the model can read"
-            )
+        readable = self.checkpoint.max_positions
+        if requested is not None and readable is not None and requested > readable:
+            raise ConfigError(f"{field}: {requested} is more than the {readable} the model can read")
         return requested or self.checkpoint.max_tokens
 
 

@@ -34,7 +34,7 @@ def load_tokenizer(path: Path, *, lowercase: bool = False) -> tuple[Tokenizer, i
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{path}: cannot load the tokenizer: {error}") from error
     if not getattr(tokenizer, "is_fast", False):

@@ -104,7 +104,8 @@ def build_app(args: AppArgs) -> Application:
     held = args.versions_held
 
     def deployed(part: type, *bound: Any, **options: Any) -> Application:
-        return serve.deployment(part, **options).bind(*bound)
+        made: Any = serve.deployment(part, **options)
+        return made.bind(*bound)
 
     encoder = deployed(
         Encoder,

@@ -132,11 +132,14 @@ class Encoder:
     ) -> Encoded:
         """The same for texts or token ids, with the number of tokens read (0 for an encoder without a tokenizer)."""
         tokens = (await self._encoders.get(ref)).tokens
-        if tokens is None and not all(isinstance(text, str) for text in texts):
-            raise ApiError(422, "invalid_value", "input: this model takes texts, not token ids", param="input")
+        if tokens is None:
+            plain = [text for text in texts if isinstance(text, str)]
+            if len(plain) < len(texts):
+                raise ApiError(422, "invalid_value", "input: this model takes texts, not token ids", param="input")
+            return Encoded(await self.encode(ref, plain, side, request_id=request_id), 0)
         plain = [text if isinstance(text, str) else tokens.text(text) for text in texts]
         embeddings = await self.encode(ref, plain, side, request_id=request_id)
-        return Encoded(embeddings, await asyncio.to_thread(tokens.count, plain, side) if tokens is not None else 0)
+        return Encoded(embeddings, await asyncio.to_thread(tokens.count, plain, side))
 
     async def refine(
         self, ref: IndexRef, texts: Sequence[str], embeddings: Float32[np.ndarray, "query dim"], feedback: Feedback

@@ -14,6 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,7 +63,8 @@ class Door:
             return
         started = time.perf_counter()
         response = _Response(send)
-        scope["state"] = state = {**scope.get("state", {}), "request_id": str(uuid.uuid4()), "caller": None}
+        state: dict[str, Any] = {**scope.get("state", {}), "request_id": str(uuid.uuid4()), "caller": None}
+        scope["state"] = state
         status = 499  # nginx's word for a client that went away; stays only if the handler is cancelled
         try:
             try:

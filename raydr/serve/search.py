@@ -190,7 +190,8 @@ class _Search:
         self.timings_ms: dict[str, float] = {}
 
     async def run(self) -> list[QueryResult]:
-        texts, fields = self._request.texts, set(self._request.fields)
+        texts = self._request.texts
+        fields: set[str] = set(self._request.fields)
         started = time.perf_counter()
         top = await self._rank(texts)
         if fields:

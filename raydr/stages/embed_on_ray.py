@@ -101,7 +101,7 @@ def embed_files(corpus: Corpus, build_encoder: BuildEncoder, config: EmbedConfig
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
-    tally = ray.remote(num_cpus=0)(_Tally).remote()
+    tally: Any = ray.remote(num_cpus=0)(_Tally).remote()
     columns = [PASSAGE_ID, POSITION, TITLE, TEXT]
     context = ray.data.DataContext.get_current().copy()
     context.checkpoint_config = CheckpointConfig(
