@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ import numpy as np
 from raydr.config import validate
 from raydr.encoders.text import TextEncoder
 from raydr.methods.base import Method
+from raydr.protocols import Encoder
+from raydr.types import Hit, Passage, Query
 from raydr.verbs.config import RunConfig
 from raydr.verbs.reproduce import reproduce
 
@@ -38,16 +42,23 @@ class AverageFeedback(Method):
         own_fields = {"num_feedback", "weight"}
         return TextEncoder(TextEncoder.Config(**self.config.model_dump(exclude=own_fields)))
 
-    def build_refiner(self, encoder):
-        return self._Refiner(self.config, encoder)
+    def build_refiner(self, encoder: Encoder) -> Averaging:
+        return Averaging(encoder, self.config.num_feedback, self.config.weight)
 
-    class _Refiner:
-        def __init__(self, config, encoder) -> None:
-            self.num_feedback, self.weight, self.encoder = config.num_feedback, config.weight, encoder
 
-        def refine(self, queries, embeddings, feedback):
-            means = [np.mean(self.encoder.encode_passages([p for _, p in found]), axis=0) for found in feedback]
-            return (1 - self.weight) * embeddings + self.weight * np.stack(means).astype(np.float32)
+@dataclass
+class Averaging:
+    """The invention: a `QueryRefiner`."""
+
+    encoder: Encoder
+    num_feedback: int
+    weight: float
+
+    def refine(
+        self, queries: Sequence[Query], embeddings: np.ndarray, feedback: Sequence[Sequence[tuple[Hit, Passage]]]
+    ) -> np.ndarray:
+        means = [self.encoder.encode_passages([passage for _, passage in found]).mean(axis=0) for found in feedback]
+        return ((1 - self.weight) * embeddings + self.weight * np.stack(means)).astype(np.float32)
 
 
 def write_a_tiny_collection(folder: Path) -> None:

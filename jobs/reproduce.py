@@ -1,7 +1,7 @@
-"""Runs embed, index, search and evaluate in order, skipping what is finished; leaves OUT/search/run.trec and OUT/evaluate/metrics.json.
+"""Runs embed, index, search and evaluate in order, skipping what is finished.
 
     python jobs/reproduce.py jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
-    ray job submit --working-dir . -- python jobs/reproduce.py jobs/configs/zero_shot.yaml data.path=/abs/DIR out=/abs/OUT
+    ray job submit --working-dir . -- python jobs/reproduce.py CONFIG.yaml data.path=/abs/DIR out=/abs/OUT
 
 In a Ray job, give absolute paths: a relative one would lie in the job's own copy of the working directory.
 """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from raydr.cli import build_parser, main
 
 SURFACE = {

@@ -18,8 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 def read_jsonl(folder: Path, name: str) -> list[dict]:
     path = next(folder.glob(name + ".jsonl*"))
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as lines:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         return [json.loads(line) for line in lines]
 
 

@@ -27,7 +27,8 @@ def evaluate(
     baselines: Mapping[str, Artifact] | None = None,
 ) -> Artifact:
     """Measures the run in `out/<name>` under `label` (the search mode); `baselines` stand beside it, the first of them
-    being what the others are tested against."""
+    being what the others are tested against.
+    """
     corpus = Corpus.open(config.out / "corpus")
     if not corpus.has_qrels:
         raise DataError(f"{config.data.path}: has no judgements (qrels), so there is nothing to evaluate against")

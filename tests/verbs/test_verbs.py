@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from raydr.config import load
 from raydr.errors import ArtifactError
 from raydr.evaluation.trec import read_run
