@@ -28,7 +28,7 @@ export function hitElement(hit, rank, onFilter) {
   show(false);
   const head = el("div", { className: "head" }, el("span", { className: "rank" }, String(rank)), el("h2", {}, title),
     el("span", { className: "score", title: "score" }, formatScore(hit.score)));
-  const id = hit.title ? [el("p", { className: "id" }, hit.id)] : [];
+  const id = hit.title && !hit.title.startsWith(hit.id) ? [el("p", { className: "id" }, hit.id)] : [];
   return el("li", { className: "hit", dataset: { id: hit.id } }, head, ...id, body, chips(hit.metadata ?? {}, onFilter));
 }
 
