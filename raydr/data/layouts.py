@@ -66,7 +66,7 @@ class Layout:
     def passages(self) -> list[Records]:
         suffixes = _SUFFIXES.get(self.format, ())
         if self.config.passages:
-            files = self.folder.resolve(self.config.passages).files()
+            files = self._explicit(self.config.passages)
         elif self.format == "beir":
             files = _one(self.folder.find("corpus.jsonl"))
         elif self.format == "msmarco" and not self.folder.is_file:
@@ -80,14 +80,14 @@ class Layout:
 
     def qrels(self) -> list[Records]:
         if self.config.qrels:
-            return [self._qrels_table(file) for file in self.folder.resolve(self.config.qrels).files()]
+            return [self._qrels_table(file) for file in self._explicit(self.config.qrels)]
         available = {} if self.folder.is_file else self._qrels_files()
         split = choose_split(available, self.config.split, self.folder.uri)
         return [self._qrels_table(available[split])] if split is not None else []
 
     def queries(self) -> list[Records]:
         if self.config.queries:
-            files = self.folder.resolve(self.config.queries).files()
+            files = self._explicit(self.config.queries)
         elif self.folder.is_file:
             files = []
         elif self.format == "msmarco":
@@ -105,14 +105,17 @@ class Layout:
         """Split -> file: `qrels/<split>.tsv`, `qrels.<split>.tsv`, or `qrels.tsv` (the split is then called qrels)."""
         inside = self.folder.child("qrels")
         files = inside.files() if inside and not inside.is_file else []
-        found = {_stem(file): file for file in files if file.suffix in _QRELS_SUFFIXES}
+        found = {_stem(f): _renamed(f, f"qrels/{f.name}") for f in files if f.suffix in _QRELS_SUFFIXES}
         for file in self.folder.files():
             stem = _stem(file)
             if file.suffix in _QRELS_SUFFIXES and (stem == "qrels" or stem.startswith("qrels.")):
                 found.setdefault(stem.removeprefix("qrels.") or stem, file)
-        if inside:  # messages name the file from the source's folder
-            found = {s: _renamed(f, f"qrels/{f.name}") if f in files else f for s, f in found.items()}
         return found
+
+    def _explicit(self, path: str) -> list[SourceFile]:
+        """The file, or the files of the folder, that the config names; messages call them as the config does."""
+        place = self.folder.resolve(path)
+        return [_renamed(f, path if place.is_file else f"{path.rstrip('/')}/{f.name}") for f in place.files()]
 
     def _msmarco_queries(self) -> list[SourceFile]:
         """`queries.<split>.tsv`, or that of a wider split (`queries.dev.tsv` for dev.small), or `queries.tsv`."""
