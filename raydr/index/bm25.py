@@ -20,7 +20,7 @@ from jaxtyping import Bool
 
 from raydr.errors import ArtifactError, ConfigError
 from raydr.index.config import BM25Config
-from raydr.index.topk import IdsOf, empty, select
+from raydr.index.topk import IdsOf, empty, order, select
 from raydr.protocols import TopK
 
 _SETTINGS = "settings.json"
@@ -59,9 +59,12 @@ class BM25:
 
         try:
             config = BM25Config.model_validate_json((path / _SETTINGS).read_bytes())
-            return cls(bm25s.BM25.load(path, mmap=True, show_progress=False), config)
+            scorer = bm25s.BM25.load(path, mmap=True, show_progress=False)
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise ArtifactError(f"{path}: not a readable BM25 index: {error}; build the index again") from error
+        # Still mapped, but as plain arrays: slicing numpy's memmap class costs more than the scores it finds.
+        scorer.scores |= {name: np.asarray(scorer.scores[name]) for name in ("data", "indices", "indptr")}
+        return cls(scorer, config)
 
     @property
     def num_rows(self) -> int:
@@ -73,18 +76,20 @@ class BM25:
         """The `k` best rows per query text, only among `allowed` rows, ties by id."""
         import bm25s
 
-        top = empty(len(queries), k)
         if not len(queries):
-            return top
+            return empty(0, k)
+        found = empty(len(queries), 2 * k)
         tokens = bm25s.tokenize(list(queries), **self._tokenizer, return_ids=False, show_progress=False)
         weights = None if allowed is None else allowed.astype(np.float32)
         for line, words in enumerate(tokens):
             known = self._scorer.get_tokens_ids(words)
             if known:
                 scores = self._scorer.get_scores_from_ids(known, weight_mask=weights)
-                found = select(scores, k, ids_of, above=0.0)
-                top.scores[line], top.rows[line] = found.scores[0], found.rows[0]
-        return top
+                rows = select(scores, k, above=0.0)
+                if len(rows) > 2 * k:  # very many ties: decided here, so that one query does not widen all lines
+                    rows = order(TopK(scores=scores[None, rows], rows=rows[None]), k, ids_of).rows[0]
+                found.scores[line, : len(rows)], found.rows[line, : len(rows)] = scores[rows], rows
+        return order(found, k, ids_of)
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:

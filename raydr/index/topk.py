@@ -53,12 +53,10 @@ def merge(parts: Sequence[TopK], k: int, ids_of: IdsOf) -> TopK:
     return order(TopK(scores=scores, rows=np.concatenate([part.rows for part in parts], axis=1)), k, ids_of)
 
 
-def select(scores: Float[np.ndarray, " row"], k: int, ids_of: IdsOf, *, above: float = -np.inf) -> TopK:
-    """The `k` best rows of one query's dense scores, among scores greater than `above`; shape (1, k)."""
+def select(scores: Float[np.ndarray, " row"], k: int, *, above: float = -np.inf) -> Int64[np.ndarray, " hit"]:
+    """Rows of one query's dense scores that may be among the `k` best: all that tie with the k-th too, in no order."""
     bound = np.partition(scores, len(scores) - k)[len(scores) - k] if k < len(scores) else -np.inf
-    rows = np.flatnonzero((scores >= bound) & (scores > above))
-    found = TopK(scores=scores[None, rows].astype(np.float32), rows=rows[None].astype(np.int64))
-    return order(found, k, ids_of)
+    return np.flatnonzero((scores >= bound) & (scores > above))
 
 
 def _id_ranks(

@@ -36,7 +36,7 @@ def test_masks_and_saved_files(tmp_path):
             np.testing.assert_array_equal(a.rows, b.rows)
             np.testing.assert_array_equal(a.scores, b.scores)
             assert mask is None or 3 not in b.rows
-    assert isinstance(opened._scorer.scores["data"], np.memmap)
+    assert isinstance(opened._scorer.scores["data"].base, np.memmap)
     assert not [file for file in (tmp_path / "bm25").iterdir() if file.read_bytes()[:1] == b"\x80"]  # a pickle's mark
     (tmp_path / "bm25" / "data.csc.index.npy").write_bytes(b"")
     with pytest.raises(ArtifactError, match="not a readable BM25 index"):
@@ -93,3 +93,9 @@ def test_scores_are_those_of_bm25s(scifact):
     plain.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
     _, scores = plain.retrieve(bm25s.tokenize(words, show_progress=False), k=10, show_progress=False)
     np.testing.assert_allclose(np.where(top.rows >= 0, top.scores, 0), scores, rtol=1e-6)
+
+
+def test_very_many_ties_are_decided_by_id():
+    ids = np.array([f"p{999 - row:03d}" for row in range(1000)], dtype=object)
+    top = BM25.build(["same words"] * 1000, BM25Config()).search(["words"], 3, ids_of=ids.__getitem__)
+    assert ids[top.rows[0]].tolist() == ["p000", "p001", "p002"]
