@@ -62,7 +62,8 @@ def import_object(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"import_path {path!r}: no module named {error.name!r} (is its package installed?)") from error
+        message = f"import_path {path!r}: no module named {error.name!r} (is its package installed?)"
+        raise ConfigError(message) from error
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise ConfigError(f"import_path {path!r}: {module_name} has no {attribute!r}{_nearest(attribute, public)}")
@@ -145,7 +146,7 @@ def _known_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]
     """Names of the fields at `location` of a schema; empty where the schema cannot be followed."""
     for part in location:
         field = schema.model_fields.get(str(part))
-        models = [m for m in _models_in(field.annotation)] if field else []
+        models = _models_in(field.annotation) if field else []
         if not models:
             return []
         schema = models[0]

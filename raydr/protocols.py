@@ -35,7 +35,8 @@ class Encoder(Protocol):
     @property
     def version(self) -> str:
         """Stamp of everything that changes the vectors (weights, pooling, lengths, prompts): a searcher refuses to
-        search an index whose stamp differs from its query encoder's. Precision and backend are not part of it."""
+        search an index whose stamp differs from its query encoder's. Precision and backend are not part of it.
+        """
         ...
 
     def encode_queries(self, queries: Sequence[Query]) -> Embeddings: ...
@@ -60,9 +61,7 @@ class Index(Protocol):
 
     def add(self, passage_ids: Sequence[str], embeddings: Embeddings) -> None: ...
 
-    def search(
-        self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " row"] | None = None
-    ) -> TopK:
+    def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " row"] | None = None) -> TopK:
         """The `k` best rows per query, only among rows where `allowed` is true (None: all rows)."""
         ...
 

@@ -1,4 +1,4 @@
-"""The documents are true: links resolve, code compiles and its imports exist, commands parse, the generated page is fresh.
+"""The documents are true: links resolve, code compiles, imports exist, commands parse, generated pages are fresh.
 
 Notable: every `raydr` command that takes a config is run with `--dry-run`, so a renamed field breaks the page that
 mentions it.

@@ -9,7 +9,7 @@ import torch
 from raydr.encoders import precision
 from raydr.encoders.precision import choose_precision, features_of_cpuinfo, processor_features
 
-ZEN4 = "processor : 0\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n\nprocessor : 1\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n"
+ZEN4 = "".join(f"processor : {i}\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n\n" for i in range(2))
 SAPPHIRE_RAPIDS = "flags : avx512_bf16 amx_bf16 amx_tile avx512_vnni\n"
 SKYLAKE = "flags : fpu avx2 avx512f avx512bw\n"
 GRAVITON3 = "Features : fp asimd bf16 i8mm\n"
