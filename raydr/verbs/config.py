@@ -24,7 +24,7 @@ class RunConfig(Config):
     out: Path = Path("runs/run")
     """Folder of the run's artifacts: corpus, embed, index, search, evaluate."""
     runtime: Runtime = "auto"
-    """`ray`: on a Ray cluster; `local`: in this process; `auto`: on Ray inside a Ray job or when the corpus is large."""
+    """`ray`: on a Ray cluster; `local`: in this process; `auto`: on Ray inside a job or with a large corpus."""
     data: DataConfig
     """The corpus, and the queries and judgements where there are any."""
     method: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
