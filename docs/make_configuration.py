@@ -106,25 +106,31 @@ def _tables(schema: type[BaseModel], prefix: str) -> Iterator[str]:
 
 def _row(name: str, info: FieldInfo) -> str:
     meaning = " ".join((info.description or "").split())
-    cells = (f"`{name}`", f"`{_type(info.annotation)}`", _default(info), meaning)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    # No pipes inside the cells: GitHub and Python-Markdown escape them differently.
+    kinds = ", ".join(f"`{_type(kind)}`" for kind in _alternatives(info.annotation))
+    return f"| `{name}` | {kinds} | {_default(info)} | {meaning} |"
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The arms of a union and the values of a `Literal`; any other type alone."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+    return list(get_args(annotation)) if get_origin(annotation) is Literal else [annotation]
 
 
 def _type(annotation: Any) -> str:
-    """A type as a person writes it in YAML: `int`, `dense | bm25`, `list[str]`, `mapping`, `null`."""
+    """A type as a person writes it in YAML: `int`, `dense`, `list[str]`, `mapping`, `null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, str):
+        return annotation
     if annotation is type(None):
         return "null"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "mapping"
     if annotation is Path:
         return "path"
-    if origin is Literal:
-        return " | ".join(str(value) for value in arguments)
-    if origin in (Union, types.UnionType):
-        return " | ".join(_type(part) for part in arguments)
-    if origin is not None and hasattr(origin, "__metadata__"):
-        return _type(arguments[0])
+    if origin in (Literal, Union, types.UnionType):
+        return "/".join(_type(kind) for kind in _alternatives(annotation))
     if origin is not None:
         inner = ", ".join("..." if part is Ellipsis else _type(part) for part in arguments)
         return f"{'list' if origin is tuple else origin.__name__}[{inner.removesuffix(', ...')}]"
@@ -139,7 +145,8 @@ def _default(info: FieldInfo) -> str:
         return ""
     if isinstance(default, BaseModel):
         given = default.model_dump(mode="json", exclude_defaults=True)
-        return f"`{given}`" if given else "see below"
+        pairs = ", ".join(f"{name}: {value}" for name, value in given.items())
+        return f"`{{{pairs}}}`" if given else "see below"
     if default is None:
         return "`null`"
     if isinstance(default, bool):
