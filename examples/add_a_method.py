@@ -22,7 +22,7 @@ from raydr.config import validate
 from raydr.encoders.text import TextEncoder
 from raydr.methods.base import Method
 from raydr.protocols import Encoder
-from raydr.types import Hit, Passage, Query
+from raydr.types import Embeddings, Hit, Passage, Query
 from raydr.verbs.config import RunConfig
 from raydr.verbs.reproduce import reproduce
 
@@ -55,8 +55,8 @@ class Averaging:
     weight: float
 
     def refine(
-        self, queries: Sequence[Query], embeddings: np.ndarray, feedback: Sequence[Sequence[tuple[Hit, Passage]]]
-    ) -> np.ndarray:
+        self, queries: Sequence[Query], embeddings: Embeddings, feedback: Sequence[Sequence[tuple[Hit, Passage]]]
+    ) -> Embeddings:
         means = [self.encoder.encode_passages([passage for _, passage in found]).mean(axis=0) for found in feedback]
         return ((1 - self.weight) * embeddings + self.weight * np.stack(means)).astype(np.float32)
 
