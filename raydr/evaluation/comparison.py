@@ -135,8 +135,9 @@ def footnotes(comparison: Comparison) -> list[str]:
             notes.append(f"{name}: {counts.unanswered:,} queries unanswered.")
         if counts.unjudged_queries:
             notes.append(f"{name}: {counts.unjudged_queries:,} queries without judgements left out.")
-        if c.config.remove_identical_ids:
-            notes.append(f"{name}: {counts.identical_ids_removed:,} hits with the query's own id removed.")
+        if counts.identical_ids:
+            fate = "removed" if c.config.remove_identical_ids else "kept (remove_identical_ids is off)"
+            notes.append(f"{name}: {counts.identical_ids:,} hits with the query's own id {fate}.")
     notes.append(f"Intervals: paired bootstrap over queries, {c.config.num_resamples:,} resamples.")
     if len(c.names) > 1:
         corrected = ", Holm-corrected over the runs" if len(c.names) > 2 else ""

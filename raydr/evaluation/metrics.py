@@ -48,8 +48,8 @@ class Counts:
     """Queries of the run without judgements; they are left out."""
     hits: int
     """Hits of the judged queries."""
-    identical_ids_removed: int
-    """Hits dropped because `remove_identical_ids` is set."""
+    identical_ids: int
+    """Hits with the query's own id: dropped where `remove_identical_ids` is set, otherwise kept."""
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -134,13 +134,14 @@ def _rankings(run: Run, qrels: Qrels, config: EvaluateConfig) -> tuple[dict[str,
             f"no query of the run is judged: the run has {next(iter(run))!r} ..., the qrels have "
             f"{next(iter(qrels))!r} ...; is it the right split?"
         )
-    removed = 0
+    identical = 0
     for query_id, ids in judged.items():
         if len(set(ids)) != len(ids):
             raise DataError(f"query {query_id!r}: the run lists a passage twice")
-        if config.remove_identical_ids and query_id in ids:
-            ids.remove(query_id)
-            removed += 1
+        if query_id in ids:
+            identical += 1
+            if config.remove_identical_ids:
+                ids.remove(query_id)
     answered = {query_id: ids for query_id, ids in judged.items() if ids}
     return answered, Counts(
         queries=len(qrels),
@@ -148,5 +149,5 @@ def _rankings(run: Run, qrels: Qrels, config: EvaluateConfig) -> tuple[dict[str,
         without_relevant=sum(max(grades.values(), default=0) < config.relevance_level for grades in qrels.values()),
         unjudged_queries=len(run.keys() - qrels.keys()),
         hits=sum(map(len, answered.values())),
-        identical_ids_removed=removed,
+        identical_ids=identical,
     )

@@ -12,6 +12,7 @@ share one set of sign flips and one set of resamples, so that a table costs litt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,21 +21,24 @@ from jaxtyping import Bool, Float64
 _BLOCK_CELLS = 4_000_000
 """Random numbers drawn at once (32 MB as float64), so memory stays flat in the number of queries and resamples."""
 
+_MAX_EXACT = 16
+"""Queries whose sign patterns (65,536) are all tried."""
+
 
 def randomisation_test(
     differences: Float64[np.ndarray, "query comparison"], *, num_permutations: int = 100_000, seed: int = 0
 ) -> Float64[np.ndarray, " comparison"]:
     """Two-sided p-values of the hypothesis that each column's differences are symmetric about zero.
 
-    Exact where the queries that differ have no more than `num_permutations` sign patterns (16 queries for the
-    default); otherwise `num_permutations` random patterns, the observed one counted among them, so p is never zero.
+    Exact where at most 16 queries differ and have no more than `num_permutations` sign patterns; otherwise
+    `num_permutations` random patterns, the observed one counted among them, so p is never zero.
     """
     num_queries, num_comparisons = differences.shape
     p_values = np.ones(num_comparisons)
     sampled = []
     for column in range(num_comparisons):
         different = differences[differences[:, column] != 0, column : column + 1]  # a zero has no sign to flip
-        if 2.0 ** len(different) <= num_permutations:
+        if len(different) <= min(_MAX_EXACT, math.log2(num_permutations)):
             p_values[column] = _as_extreme(_all_signs(len(different)) @ different, different.sum(axis=0)).mean()
         else:
             sampled.append(column)

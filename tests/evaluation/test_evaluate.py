@@ -122,6 +122,8 @@ def test_table_tells_what_was_left_out():
     run = {"q1": [Hit("a", 1.0)], "zz": [Hit("a", 1.0)], "a": [Hit("a", 2.0), Hit("b", 1.0)]}
     config = CONFIG.model_copy(update={"remove_identical_ids": True})
     table = comparison_table(compare_runs({"mine": run}, qrels, config))
+    kept = comparison_table(compare_runs({"mine": run}, qrels, CONFIG))
+    assert "mine: 1 hits with the query's own id kept (remove_identical_ids is off)." in kept
     assert "vs" not in table.splitlines()[0]
     assert "1 of them have no relevant passage and score zero." in table
     assert "mine: 2 queries unanswered." in table

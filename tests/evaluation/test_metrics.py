@@ -151,7 +151,7 @@ def test_queries_counted_and_left_out():
     assert measured.means() == {"RR@10": 0.25}
     assert measured.counts.as_dict() == {
         "queries": 4, "unanswered": 2, "without_relevant": 1, "unjudged_queries": 1, "hits": 3,
-        "identical_ids_removed": 0,
+        "identical_ids": 0,
     }  # fmt: skip
 
 
@@ -159,9 +159,10 @@ def test_identical_ids_are_removed_only_when_asked():
     qrels, run = {"d1": {"d2": 1}, "d3": {"d3": 1}}, {"d1": hits("d1", "d2"), "d3": hits("d3")}
     kept = measure_run(run, qrels, EvaluateConfig(measures=["RR@10"]))
     assert kept.values[:, 0].tolist() == [0.5, 1.0]
+    assert kept.counts.identical_ids == 2
     removed = measure_run(run, qrels, EvaluateConfig(measures=["RR@10"], remove_identical_ids=True))
     assert removed.values[:, 0].tolist() == [1.0, 0.0]
-    assert (removed.counts.identical_ids_removed, removed.counts.unanswered) == (2, 1)
+    assert (removed.counts.identical_ids, removed.counts.unanswered) == (2, 1)
 
 
 def test_relevance_level_shows_in_the_name_and_leaves_ndcg_alone():

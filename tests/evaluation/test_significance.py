@@ -74,6 +74,12 @@ def test_two_sided_and_never_zero():
     assert randomisation_test(np.zeros((5, 0))).tolist() == []
 
 
+def test_thousands_of_queries():
+    differences = np.random.default_rng(0).normal(0.02, 0.3, (3000, 1))
+    normal = 2 * stats.norm.sf(abs(differences.mean()) / np.sqrt((differences**2).mean() / 3000))
+    assert randomisation_test(differences, num_permutations=20_000)[0] == pytest.approx(normal, abs=0.01)
+
+
 def test_p_values_are_uniform_when_nothing_differs():
     rng = np.random.default_rng(1)
     p = randomisation_test(rng.normal(size=(40, 400)), num_permutations=2000)
@@ -103,7 +109,6 @@ def test_interval_is_paired():
 
 def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(5)
-    covered = 0
     values = rng.exponential(1.0, (100, 300))
     low, high = bootstrap_interval(values, confidence=0.9, num_resamples=1000)
     covered = ((low <= 1) & (high >= 1)).mean()
