@@ -5,7 +5,7 @@ whole index number the shards' rows one shard after the other; they never leave 
 
     reader = IndexReader.open("runs/demo/index")
     top = reader.search(embeddings, k=10, allowed=reader.select({"package": "numpy"}))
-    reader.passages(top.rows[0])
+    reader.passages(top.rows[top.rows >= 0])
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from raydr.index.filters import Filters
 from raydr.index.layout import KIND, IndexDetails, ShardRecord, read_deleted, read_details, shard_path
 from raydr.index.shard import PassageIds, Shard, dense
 from raydr.index.topk import TopK, merge
-from raydr.types import PASSAGE_ID, Embeddings
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, Embeddings
 
 
 class IndexReader:
@@ -107,7 +107,15 @@ class IndexReader:
     @cached_property
     def passage_ids(self) -> PassageIds:
         """Ids by row of the whole index."""
-        columns = [shard.table.column(PASSAGE_ID) for shard in self.shards]
+        return self._ids(PASSAGE_ID)
+
+    @cached_property
+    def document_ids(self) -> PassageIds:
+        """The document each row was cut from, by row of the whole index; the passage itself where none was split."""
+        return self._ids(DOCUMENT_ID if self.details.is_split else PASSAGE_ID)
+
+    def _ids(self, name: str) -> PassageIds:
+        columns = [shard.table.column(name) for shard in self.shards]
         return PassageIds(pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=pa.string()))
 
     @cached_property
@@ -155,22 +163,15 @@ class IndexReader:
         return None if allowed is None else allowed[self.first_rows[number] : self.first_rows[number + 1]]
 
     def passages(self, rows: Sequence[int] | Int64[np.ndarray, " hit"]) -> list[dict[str, Any]]:
-        """passage_id, title, text and metadata of rows of the whole index, in that order."""
-        return self._gather(rows, lambda shard, local: shard.passages(local))
-
-    def document_ids(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
-        """The document of each row (object array of str); the passage itself where documents were not split."""
-        return np.array(self._gather(rows, lambda shard, local: shard.document_ids(local)), dtype=object)
-
-    def _gather(self, rows: Sequence[int] | Int64[np.ndarray, " hit"], look_up: Any) -> list[Any]:
+        """passage_id, title, text and metadata of rows of the whole index (none of them -1), in that order."""
         wanted = np.asarray(rows, dtype=np.int64)
-        found: list[Any] = [None] * len(wanted)
+        found: list[dict[str, Any]] = [{}] * len(wanted)
         numbers = np.searchsorted(self.first_rows, wanted, side="right") - 1
-        for number in np.unique(numbers):
+        for number in np.unique(numbers).tolist():
             places = np.flatnonzero(numbers == number)
-            items = look_up(self.shard(int(number)), wanted[places] - self.first_rows[number])
-            for place, item in zip(places, items, strict=True):
-                found[place] = item
+            passages = self.shard(number).passages(wanted[places] - self.first_rows[number])
+            for place, passage in zip(places, passages, strict=True):
+                found[place] = passage
         return found
 
 

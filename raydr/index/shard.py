@@ -26,7 +26,7 @@ from raydr.index.filters import Filters, row_mask
 from raydr.index.topk import empty
 from raydr.index.vectors import Vectors, create
 from raydr.protocols import TopK
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, Embeddings
+from raydr.types import PASSAGE_ID, Embeddings
 
 VECTORS = "vectors.faiss"
 PASSAGES = "passages.arrow"
@@ -53,7 +53,11 @@ class PassageIds(Sequence[str]):
 
     def take(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
         """The ids of `rows`, as an object array of str."""
-        return self._ids.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        return self.column(rows).to_numpy(zero_copy_only=False)
+
+    def column(self, rows: Int64[np.ndarray, " hit"]) -> pa.LargeStringArray:
+        """The ids of `rows`, left in Arrow."""
+        return self._ids.take(pa.array(rows))
 
 
 class Shard:
@@ -143,11 +147,6 @@ class Shard:
     def passages(self, rows: Sequence[int] | Int64[np.ndarray, " hit"]) -> list[dict[str, Any]]:
         """passage_id, title, text and metadata of each of `rows`, in that order."""
         return self.take(rows).to_pylist()
-
-    def document_ids(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
-        """The document of each row (an object array of str); the passage itself where documents were not split."""
-        name = DOCUMENT_ID if DOCUMENT_ID in self.table.column_names else PASSAGE_ID
-        return self.take(rows, [name]).column(name).to_numpy()
 
 
 class VectorIndex:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from tqdm import tqdm
 
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
@@ -191,14 +191,13 @@ class Searcher:
             line, rows, scores = self._reranked(queries, line, rows, scores, reranker)
         columns: dict[str, Any] = {}
         if self.ranks_documents:
-            documents = self._reader.document_ids(rows)
-            kept, documents = _best_per_document(line, documents, scores, self._config.k)
+            kept = _best_per_document(line, self._reader.document_ids.column(rows), scores, self._config.k)
             line, rows, scores = line[kept], rows[kept], scores[kept]
-            columns[DOCUMENT_ID] = pa.array(documents, type=pa.string())
+            columns[DOCUMENT_ID] = self._reader.document_ids.column(rows).cast(pa.string())
         query_ids = pa.array([query.query_id for query in queries], type=pa.string())
         columns |= {
             QUERY_ID: query_ids.take(pa.array(line)),
-            PASSAGE_ID: pa.array(self._reader.passage_ids.take(rows), type=pa.string()),
+            PASSAGE_ID: self._reader.passage_ids.column(rows).cast(pa.string()),
             SCORE: pa.array(scores.astype(np.float32)),
         }
         return pa.table(columns), int(np.bincount(line, minlength=len(queries)).min(initial=0))
@@ -252,18 +251,21 @@ class _HitsTable:
 
 
 def _best_per_document(
-    line: np.ndarray, documents: np.ndarray, scores: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the best passage of each query's `k` best documents, best first (ties by document id), and their ids.
+    line: np.ndarray, documents: pa.LargeStringArray, scores: np.ndarray, k: int
+) -> Int64[np.ndarray, " hit"]:
+    """Places of the best passage of each query's `k` best documents, best first, ties by document id.
 
-    Needs hits grouped by query and best first within each.
+    Needs hits grouped by query (`line`: its number) and best first within each.
     """
-    names, code = np.unique(documents.astype(str), return_inverse=True)
-    _, first = np.unique(line * len(names) + code, return_index=True)
-    first = first[np.lexsort((code[first], -scores[first], line[first]))]
+    encoded = documents.dictionary_encode()
+    code = encoded.indices.to_numpy()
+    by_id = np.argsort(encoded.dictionary.to_numpy(zero_copy_only=False), kind="stable")
+    rank = np.empty(len(by_id), dtype=np.int64)
+    rank[by_id] = np.arange(len(by_id))
+    _, first = np.unique(line * len(rank) + code, return_index=True)
+    first = first[np.lexsort((rank[code[first]], -scores[first], line[first]))]
     starts = np.searchsorted(line[first], line[first], side="left")
-    kept = first[np.arange(len(first)) - starts < k]
-    return kept, names[code[kept]]
+    return first[np.arange(len(first)) - starts < k]
 
 
 def _allowed(reader: IndexReader, config: SearchConfig) -> Bool[np.ndarray, " row"] | None:

@@ -41,6 +41,21 @@ def test_many_shards_are_one_shard_are_brute_force(embedded, tmp_path, num_shard
             assert as_pairs(top, IDS) == brute_force(IDS, EMBEDDINGS, QUERIES, k, allowed)
 
 
+def test_many_shards_are_one_shard_for_real_numbers_too(tmp_path):
+    """Sums of floats may differ in the last bit with the shape of a block; ranking and scores to 1e-6 may not."""
+    rng = np.random.default_rng(4)
+    embeddings, queries = (rng.standard_normal((n, 48)).astype(np.float32) for n in (500, 40))
+    embedded = embedded_corpus(tmp_path / "c", {f"p{n}": "text" for n in range(500)}, embeddings)
+    tops = []
+    for num_shards in (1, 4):
+        config = IndexConfig(num_shards=num_shards, bm25=None)
+        build_index(*embedded, config, tmp_path / str(num_shards), use_ray=False)
+        tops.append(IndexReader.open(tmp_path / str(num_shards)).search(queries, 20))
+    np.testing.assert_array_equal(tops[0].rows, tops[1].rows)
+    np.testing.assert_allclose(tops[0].scores, tops[1].scores, rtol=1e-6)
+    np.testing.assert_array_equal(tops[0].rows, np.argsort(-(queries @ embeddings.T), axis=1)[:, :20])
+
+
 def test_what_an_index_says_about_itself(embedded, tmp_path):
     artifact = build_index(*embedded, IndexConfig(num_shards=3), tmp_path / "index", use_ray=False)
     artifact.verify()
