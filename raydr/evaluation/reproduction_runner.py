@@ -75,7 +75,7 @@ def run_rows(
     for row in select_rows(read_rows(rows_file), ids):
         outcome = run_row(row, data=data, out=out)
         if outcome.status == "reproduced":
-            verified = _verified(outcome)
+            verified = _verified(outcome, written=[rows_file, page_file])
             rows = [r.model_copy(update={"verified": verified}) if r.id == row.id else r for r in read_rows(rows_file)]
             write_rows(rows, rows_file)
             write_page(rows, page_file)
@@ -90,6 +90,8 @@ def run_row(row: Reproduction, *, data: Path, out: Path | None = None) -> Outcom
         return Outcome(row, "skipped", "needs a CUDA device")
     with tempfile.TemporaryDirectory(prefix="raydr-") as scratch:
         folder = (out or Path(scratch)).absolute() / row.id
+        if folder.exists():  # what lies there may be of other code
+            return Outcome(row, "failed", f"{folder} exists already; a reproduction starts from nothing")
         folder.parent.mkdir(parents=True, exist_ok=True)
         places = {"data": str(data.absolute()), "out": str(folder)}
         started = time.perf_counter()
@@ -155,15 +157,23 @@ def _end(process: subprocess.Popen[Any]) -> None:
         process.wait()
 
 
-def _verified(outcome: Outcome) -> Verified:
+def _verified(outcome: Outcome, *, written: Sequence[Path]) -> Verified:
     return Verified(
         measured={measure: round(value, 5) for measure, value in outcome.measured.items()},
         date=datetime.now(UTC).isoformat(timespec="minutes"),
-        commit=_output("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "unknown",
+        commit=_commit(but=written),
         wall_s=round(outcome.wall_s, 1),
         hardware=hardware(),
         versions={"python": ".".join(map(str, sys.version_info[:3])), **_versions()},
     )
+
+
+def _commit(*, but: Sequence[Path]) -> str:
+    """The commit checked out, `-dirty` behind it when tracked files differ, other than those the runner writes."""
+    commit = _output("git", "rev-parse", "--short=12", "HEAD")
+    others = [".", *(f":(exclude){path}" for path in but)]
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", *others)
+    return f"{commit or 'unknown'}{'-dirty' if changed else ''}"
 
 
 def hardware() -> str:

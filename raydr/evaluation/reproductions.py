@@ -40,7 +40,7 @@ class Verified(Config):
     date: str
     """UTC, ISO 8601."""
     commit: str
-    """`-dirty` behind it: with changes that were not committed."""
+    """`-dirty` behind it: with changes to tracked files that were not committed."""
     wall_s: float
     """Of all commands together, from nothing."""
     hardware: str

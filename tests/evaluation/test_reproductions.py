@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -90,6 +91,30 @@ def test_runs_are_kept_where_asked_and_placeholders_filled(tmp_path, data):
     assert outcome.measured["nDCG@10"] == 0.505
     assert (tmp_path / "kept" / "tiny-row" / "evaluate" / "metrics.json").is_file()
     assert (tmp_path / "kept" / "tiny-row.log").is_file()
+    again = run_row(make_row(), data=data, out=tmp_path / "kept")
+    assert again.status == "failed"
+    assert "exists already" in again.message
+
+
+def test_recording_one_row_does_not_make_the_next_ones_commit_dirty(tmp_path, data, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.chdir(tmp_path)
+    rows_file, page_file = Path("rows.yaml"), Path("page.md")
+    write_rows([make_row(), make_row(id="other-row")], rows_file)
+    Path("code.py").write_text("")
+    git("init")
+    git("add", "rows.yaml", "code.py")
+    git("commit", "-m", "first")
+    assert len(list(run_rows(rows_file=rows_file, page_file=page_file, data=data))) == 2
+    commits = [row.verified.commit for row in read_rows(rows_file)]
+    assert len(commits[0]) == 12
+    assert commits[1] == commits[0]
+    Path("code.py").write_text("changed = True")
+    list(run_rows(["tiny-row"], rows_file=rows_file, page_file=page_file, data=data))
+    assert read_rows(rows_file)[0].verified.commit == f"{commits[0]}-dirty"
 
 
 def test_commands_run_with_this_interpreter_and_without_a_shell(tmp_path, data):
