@@ -120,13 +120,9 @@ def build_app(args: AppArgs) -> Application:
         for number in range(num_deployments)
     ]
     bm25 = deployed(Bm25, held, backpressure_config=_OVERLOAD, **_LIGHT) if args.bm25 else None
-    reranker = (
-        deployed(
-            Reranker, args.reranker, max_ongoing_requests=16, max_queued_requests=64, backpressure_config=_OVERLOAD
-        )
-        if args.reranker is not None
-        else None
-    )
+    reranker = None
+    if args.reranker is not None:
+        reranker = deployed(Reranker, args.reranker, backpressure_config=_OVERLOAD, **_LIGHT)
     # More than `concurrent_requests`, so that the replica itself refuses what is too much, as JSON like any error.
     ongoing = 2 * args.limits.concurrent_requests
     return deployed(

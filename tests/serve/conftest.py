@@ -15,7 +15,7 @@ import pytest
 # `tiny_serving` is named by import path, as a user's own reranker would be.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny_serving import ANIMALS, INSTRUMENTS, build_run, in_process_searcher
+from tiny_serving import ANIMALS, INSTRUMENTS, build_run
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +44,11 @@ def serve_in_process(animals) -> Callable[..., Any]:
 
     from raydr.serve.config import AppArgs
     from raydr.serve.http import build_http
+    from raydr.serve.in_process import in_process_searcher
 
     def start(*, base_url: str = "http://127.0.0.1", index: Path = animals, **values: Any) -> TestClient:
         args = AppArgs(index=index, **values)
-        searcher = in_process_searcher(args)
+        searcher = in_process_searcher(args, num_shard_deployments=2)
         client = TestClient(build_http(searcher, args, args.api_keys), base_url=base_url)
         client.__enter__()  # one event loop for the loading below and all requests
         client.portal.call(searcher.use, str(index))

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from tiny_serving import ANIMALS, in_process_searcher
+from tiny_serving import ANIMALS
 
 from raydr.config import Component
 from raydr.encoders.factory import EncoderFactory
@@ -484,6 +484,7 @@ def test_before_an_index_is_loaded_the_server_is_alive_but_not_ready(animals):
 
     from raydr.serve.config import AppArgs
     from raydr.serve.http import build_http
+    from raydr.serve.in_process import in_process_searcher
 
     args = AppArgs(index=animals)
     client = TestClient(build_http(in_process_searcher(args), args), base_url="http://127.0.0.1")

@@ -1,7 +1,6 @@
-"""Two tiny corpora, real indexes over them, and the serving path without Ray; shared by the tests of this folder."""
+"""Two tiny corpora, real indexes over them, a reranker; shared by the tests of this folder."""
 
 import json
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -71,50 +70,6 @@ def _embed(corpus: Corpus, encoder: Encoder, method: Component, out: Path) -> Ar
         pq.write_table(pa.table(rows), writer.path / "part-00000.parquet")
         writer.details.update(encoder_version=encoder.version, dim=encoder.dim, method=method.model_dump(mode="json"))
     return open_artifact(out)
-
-
-class InProcess:
-    """An object with a deployment handle's ways of being called."""
-
-    def __init__(self, deployment: Any) -> None:
-        self._deployment = deployment
-
-    def __getattr__(self, method: str) -> Any:
-        function = getattr(self._deployment, method)
-
-        class _Method:
-            @staticmethod
-            def remote(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-                return function(*args, **kwargs)
-
-        return _Method
-
-    def broadcast(self, method: str, *args: Any) -> Any:
-        function = getattr(self._deployment, method)
-
-        class _Response:
-            @staticmethod
-            async def results_async() -> list[Any]:
-                return [await function(*args)]
-
-        return _Response
-
-
-def in_process_searcher(args: Any, *, num_shard_deployments: int = 2) -> Any:
-    """A Searcher over deployments that live in this process."""
-    from raydr.serve.encoder import Encoder
-    from raydr.serve.rerank import Reranker
-    from raydr.serve.search import Searcher
-    from raydr.serve.shard import Bm25, Shard
-
-    shards = [InProcess(Shard(number, num_shard_deployments, 2)) for number in range(num_shard_deployments)]
-    return Searcher(
-        args,
-        encoder=InProcess(Encoder(2)),
-        shards=shards,
-        bm25=InProcess(Bm25(2)) if args.bm25 else None,
-        reranker=InProcess(Reranker(args.reranker)) if args.reranker else None,
-    )
 
 
 class LexicalReranker:

@@ -1,0 +1,57 @@
+"""`serve run` itself, in a process of its own: a config file, a cluster that it starts, an answer, Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raydr.config import read_yaml
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
+
+
+def test_serve_run_of_the_local_config_answers_and_stops(animals, tmp_path, free_port):
+    import httpx
+
+    config = read_yaml(LOCAL)
+    config["http_options"]["port"] = free_port  # the file as it is, but for the port and the index
+    config["applications"][0]["args"]["index"] = str(animals)
+    (tmp_path / "local.yaml").write_text(yaml.safe_dump(config))
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("serve")), "run", "local.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{free_port}"
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            try:
+                if httpx.get(f"{address}/ready", timeout=5).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        answer = httpx.post(f"{address}/v1/search", json={"query": "who hunts mice", "mode": "hybrid"}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert {hit["id"] for hit in answer.json()["hits"][:2]} == {"cat", "owl"}
+        process.send_signal(signal.SIGINT)
+        process.wait(90)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{address}/health", timeout=5)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its own session: nobody else's cluster
+        log.close()
