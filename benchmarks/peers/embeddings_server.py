@@ -7,6 +7,7 @@ python benchmarks/serve.py --index INDEX --peer fastapi=http://127.0.0.1:7998
 import base64
 import os
 import sys
+from typing import Annotated, Any
 
 import torch
 import uvicorn
@@ -19,7 +20,7 @@ app = FastAPI()
 
 
 @app.post("/embeddings")
-def embeddings(input: list[str] = Body(embed=True)):  # noqa: A002, B008
+def embeddings(input: Annotated[list[str], Body(embed=True)]) -> dict[str, Any]:
     vectors = model.encode(input, normalize_embeddings=True).astype("<f4")
     data = [{"index": i, "embedding": base64.b64encode(row.tobytes()).decode()} for i, row in enumerate(vectors)]
     return {"object": "list", "data": data}

@@ -4,6 +4,7 @@ Notable: it is deployed and changed the way `serve deploy` does it, by a config;
 Ingress's `user_config` alone.
 """
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -121,6 +122,27 @@ def test_a_request_id_goes_there_and_back(server):
     assert response.headers.get_list("X-Request-ID") == ["trace-7"]
     response = server.http.post("/v1/search", json={"query": "x"})
     assert response.json()["request_id"] == response.headers["X-Request-ID"]
+
+
+def test_raydrs_series_stand_beside_serves_own(server):
+    import httpx
+    import ray
+
+    server.search(query="who hunts mice", mode="hybrid")
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = {
+        'ray_raydr_requests_total{.*route="/v1/search".*status="200"',
+        'ray_raydr_stage_latency_ms_bucket{.*stage="encode"',
+        'ray_raydr_shard_search_ms_count{.*shard="1"',
+        'ray_raydr_batch_texts_count{.*side="query"',
+        f'ray_raydr_index_info{{.*index_version="{IndexReader.open(server.index).version}"',
+        "ray_serve_num_ongoing_requests_at_replicas",
+    }
+    deadline = time.monotonic() + 60
+    while missing := {series for series in wanted if not re.search(series, httpx.get(address, timeout=10).text)}:
+        assert time.monotonic() < deadline, missing
+        time.sleep(1)  # replicas report every few seconds
 
 
 def test_the_openai_client_works(server, animals):
