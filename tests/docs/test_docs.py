@@ -99,6 +99,11 @@ def _check_raydr(words: list[str]) -> None:
         assert main([words[0], str(config), *arguments.overrides, *overrides, "--dry-run"]) == 0, words
 
 
+@by_page
+def test_no_number_waits_to_be_filled_in(page):
+    assert not re.findall(r"FILL:[\w-]+", page.read_text(encoding="utf-8"))
+
+
 def test_the_configuration_page_is_what_the_schemas_say():
     script = ROOT / "docs" / "make_configuration.py"
     run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -26,7 +27,7 @@ import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.browser]
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]  # the rest is Playwright's default
 KEY = "a key for this test"
 PASSAGES = [  # id, title, text, kind
@@ -108,8 +109,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def browser():
-    if not CHROMIUM.is_file():
-        missing = f"no Chromium at {CHROMIUM} (apt-get install chromium)"
+    if CHROMIUM is None:
+        missing = "no Chromium (apt-get install chromium, or its path in CHROMIUM)"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     from playwright.sync_api import sync_playwright
 
