@@ -5,11 +5,13 @@ check_index(lambda: VectorIndex("Flat"))
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from raydr.protocols import Index
+from raydr.protocols import Encoder, Index
+from raydr.types import Passage, Query
 
 
 def check_index(build: Callable[[], Index], *, dim: int = 8) -> None:
@@ -44,3 +46,37 @@ def check_index(build: Callable[[], Index], *, dim: int = 8) -> None:
                 assert rows[: len(best)].tolist() == [int(row) for row in best]
                 assert scores[: len(best)].tolist() == [float(embeddings[row] @ query) for row in best]
                 assert (rows[len(best) :] == -1).all()
+
+
+def check_encoder(encoder: Encoder) -> None:
+    """What every `Encoder` promises: shapes, order, empty input, and embeddings that depend on nothing but the text."""
+    assert isinstance(encoder, Encoder)
+    assert encoder.dim > 0
+    assert encoder.version
+    assert encoder.version == encoder.version
+    assert encoder.encode_queries([]).shape == (0, encoder.dim)
+    assert encoder.encode_passages([]).shape == (0, encoder.dim)
+
+    texts = ["a cat", "a much longer text about cats, dogs and what they do all day", "", "naïve 東京 🙂", "a cat"]
+    passages = [Passage(f"p{i}", text, title=f"title {i % 2}") for i, text in enumerate(texts)]
+    queries = [Query(f"q{i}", text) for i, text in enumerate(texts)]
+    _check_encoding(encoder.encode_passages, passages, encoder.dim)
+    _check_encoding(encoder.encode_queries, queries, encoder.dim)
+
+
+def _check_encoding(encode: Callable[[Any], Any], items: Sequence[Any], dim: int) -> None:
+    """The first and the last of `items` are equal but for their ids."""
+    together = encode(items)
+    assert together.shape == (len(items), dim)
+    assert together.dtype == np.float32
+    assert np.isfinite(together).all()
+    alone = np.concatenate([encode([item]) for item in items])
+    assert _cosines(together, alone).min() > 0.999
+    backwards = encode(items[::-1])[::-1]
+    assert _cosines(together, backwards).min() > 0.999
+    assert _cosines(together[:1], together[-1:]).min() > 0.999
+    assert _cosines(together[:1], together[1:2]).max() < 0.999
+
+
+def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)

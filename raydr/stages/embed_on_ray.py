@@ -11,6 +11,10 @@ its rows embedded again.
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,7 @@ import pyarrow as pa
 
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
+from raydr.errors import ConfigError
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
@@ -29,14 +34,16 @@ if TYPE_CHECKING:
     from raydr.protocols import Stage
 
 CHECKPOINTS = ".ray_checkpoints"
+_CPUS_LEFT_FREE = 2
 
 
 class _EmbedActor:
     """An `Embedder` in a Ray actor, which reports its work as Ray metrics and to the driver's tally."""
 
-    def __init__(self, build_encoder: BuildEncoder, tally: Any) -> None:
+    def __init__(self, build_encoder: BuildEncoder, num_threads: int, tally: Any) -> None:
         from ray.util.metrics import Counter, Gauge
 
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray would derive it from the CPUs reserved for scheduling
         self._embedder = Embedder(build_encoder)
         self._tally = tally
         self._passages = Counter("raydr_embed_passages", "Passages embedded.")
@@ -77,19 +84,19 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
     """A `Stage` that needs passage_id, position and text (title) and gives passage_id, position and embedding."""
 
     def stage(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        from ray.data import ActorPoolStrategy
+        import ray
 
         schema = dataset.schema()
         require_columns(schema.names if schema is not None else (), NEEDED, stage="embed")
-        low, high = config.num_workers or (1, _workers_that_fit(config))
+        pool = worker_pool(config, ray.cluster_resources())
         return dataset.repartition(target_num_rows_per_block=config.passages_per_block).map_batches(
             _EmbedActor,
-            fn_constructor_args=(build_encoder, tally),
+            fn_constructor_args=(build_encoder, max(1, int(config.worker_cpus)), tally),
             batch_format="pyarrow",
             batch_size=config.passages_per_block,
             zero_copy_batch=True,
-            compute=ActorPoolStrategy(min_size=low, max_size=high),
-            num_cpus=config.worker_cpus,
+            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most),
+            num_cpus=pool.reserved_cpus,
             num_gpus=config.worker_gpus,
         )
 
@@ -117,11 +124,27 @@ def embed_files(corpus: Corpus, build_encoder: BuildEncoder, config: EmbedConfig
     return ray.get(tally.work.remote())
 
 
-def _workers_that_fit(config: EmbedConfig) -> int:
-    """As many workers as the cluster's GPUs hold, or its CPUs where workers use no GPU."""
-    import ray
+@dataclass(frozen=True)
+class WorkerPool:
+    """How many encoder actors there may be, and the CPUs that each of them reserves with Ray's scheduler."""
 
-    resources = ray.cluster_resources()
-    if config.worker_gpus:
-        return max(1, int(resources.get("GPU", 0) // config.worker_gpus))
-    return max(1, int(resources.get("CPU", 1) // config.worker_cpus))
+    fewest: int
+    most: int
+    reserved_cpus: float
+
+
+def worker_pool(config: EmbedConfig, resources: Mapping[str, float]) -> WorkerPool:
+    """The pool for a cluster with these resources (`ray.cluster_resources()`).
+
+    Reading, writing and the filter of a resumed run each need a whole CPU from Ray's scheduler: actors that reserved
+    all of them would wait for ever for passages. So two CPUs always stay free, by reserving less than is used. Raises
+    `ConfigError` on a cluster that has not even two.
+    """
+    cpus = resources.get("CPU", 0)
+    if cpus < _CPUS_LEFT_FREE:
+        raise ConfigError(f"embed on Ray needs {_CPUS_LEFT_FREE} CPUs, this cluster has {cpus:g}; use runtime: local")
+    fitting = resources.get("GPU", 0) // config.worker_gpus if config.worker_gpus else cpus // config.worker_cpus
+    fewest, most = config.num_workers or (1, max(1, int(fitting)))
+    spare = min(config.worker_cpus, (cpus - _CPUS_LEFT_FREE) / most)
+    # Ray takes whole CPUs above one, and fractions below.
+    return WorkerPool(fewest, most, math.floor(spare) if spare >= 1 else math.floor(spare * 100) / 100)
