@@ -75,10 +75,10 @@ def site(ray_cluster: None, index: Path) -> Iterator[str]:
 def keyed_site(index: Path) -> Iterator[str]:
     """The same behind an API key with a rate limit; without Ray, since a second encoder does not fit two CPUs."""
     import uvicorn
-    from tiny_serving import in_process_searcher
 
     from raydr.serve.config import AppArgs
     from raydr.serve.http import build_http
+    from raydr.serve.in_process import in_process_searcher
 
     key = {"name": "test", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 20, "burst": 6}
     args = AppArgs.model_validate({"index": index, "api_keys": [key]})
