@@ -91,6 +91,7 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
             shards=records,
             next_shard=len(records),
             bm25=None,
+            bm25_config=config.bm25,
         )
         if config.bm25 is not None:
             details = details.model_copy(update={"bm25": build_bm25(out, details, config.bm25)})

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from raydr.artifacts import Artifact, FileRecord, file_sha256, write_durably
 from raydr.config import Component, Config
 from raydr.errors import ArtifactError
-from raydr.index.config import SearchParameters
+from raydr.index.config import BM25Config, SearchParameters
 
 KIND = "index"
 SHARD_RECORD = "shard.json"
@@ -60,7 +60,9 @@ class IndexDetails(Config):
     next_shard: int
     """Number of the next shard; numbers are never used twice."""
     bm25: str | None
-    """Folder of the BM25 side, relative to the index."""
+    """Folder of the BM25 side, relative to the index; null when there is none."""
+    bm25_config: BM25Config | None
+    """How the BM25 side was built."""
     recall: dict[str, float] | None = None
     """recall@k of an approximate index against exact search, measured when it was built."""
 
@@ -74,7 +76,8 @@ class IndexDetails(Config):
 
     def with_version(self) -> IndexDetails:
         """The same with `version` computed from all else."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"version", "recall", "next_shard"}), sort_keys=True)
+        beside = {"version", "recall", "next_shard", "bm25"}  # nothing of these decides an answer
+        content = json.dumps(self.model_dump(mode="json", exclude=beside), sort_keys=True)
         return self.model_copy(update={"version": hashlib.sha256(content.encode()).hexdigest()[:16]})
 
     def as_details(self) -> dict[str, Any]:

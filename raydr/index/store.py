@@ -27,7 +27,6 @@ from tqdm import tqdm
 from raydr.artifacts import Artifact, ArtifactUpdate, open_artifact, update_artifact
 from raydr.data.corpus import Corpus
 from raydr.errors import ArtifactError, DataError
-from raydr.index.bm25 import BM25
 from raydr.index.build import build_bm25, build_shards
 from raydr.index.config import IndexConfig
 from raydr.index.embedded import EmbeddedCorpus
@@ -186,9 +185,8 @@ def _rewrite(root: Path, record: ShardRecord, name: str) -> ShardRecord:
 def _publish(update: ArtifactUpdate, details: IndexDetails, *, rebuild_bm25: bool) -> None:
     """Writes the BM25 side of the new state and lists its files."""
     root = update.artifact.path
-    if details.bm25 is not None and rebuild_bm25:
-        config = BM25.open(root / details.bm25).config
-        details = details.model_copy(update={"bm25": build_bm25(root, details, config)})
+    if details.bm25_config is not None and rebuild_bm25:
+        details = details.model_copy(update={"bm25": build_bm25(root, details, details.bm25_config)})
     files = {f"shards/{s.name}/{name}" for s in details.shards for name in [*s.files, "shard.json"]}
     files |= {shard.deleted for shard in details.shards if shard.deleted is not None}
     if details.bm25 is not None:

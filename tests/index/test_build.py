@@ -13,7 +13,7 @@ import pytest
 from raydr.artifacts import open_artifact, write_artifact
 from raydr.errors import ArtifactError, ConfigError
 from raydr.index.build import build_index
-from raydr.index.config import IndexConfig, RecallProbe, SearchParameters
+from raydr.index.config import BM25Config, IndexConfig, RecallProbe, SearchParameters
 from raydr.index.reader import IndexReader
 from tests.corpora import METHOD, STAMP, as_pairs, brute_force, embedded_corpus, integers
 
@@ -69,8 +69,9 @@ def test_what_an_index_says_about_itself(embedded, tmp_path):
     }  # fmt: skip
     again = build_index(*embedded, IndexConfig(num_shards=3), tmp_path / "again", use_ray=False)
     assert again.manifest.details == artifact.manifest.details, "the same content has the same version"
-    other = build_index(*embedded, IndexConfig(num_shards=2), tmp_path / "other", use_ray=False)
-    assert other.manifest.details["version"] != artifact.manifest.details["version"]
+    for number, config in enumerate([IndexConfig(num_shards=2), IndexConfig(num_shards=3, bm25=BM25Config(k1=0.9))]):
+        other = build_index(*embedded, config, tmp_path / f"other{number}", use_ray=False)
+        assert other.manifest.details["version"] != artifact.manifest.details["version"]
 
 
 def test_a_moved_index_still_opens(embedded, tmp_path):
