@@ -40,7 +40,7 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.25rem 0 .
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.25rem 0; }
 .tile { background: var(--shade); border-radius: .5rem; padding: .6rem 1rem; min-width: 8rem; }
 .tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-img { width: 100%; height: auto; }
+img { width: 100%; min-width: 56rem; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -95,8 +95,8 @@ def _picture(c: Comparison, curves: Mapping[str, RocCurve | None]) -> str:
 
     what = "Bars of each measure with intervals; differences of each query; ROC curves. All numbers are in the tables."
     return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{as_uri("dark")}">'
-        f'<img src="{as_uri("light")}" alt="{what}"></picture>'
+        f'<div class=wide><picture><source media="(prefers-color-scheme: dark)" srcset="{as_uri("dark")}">'
+        f'<img src="{as_uri("light")}" alt="{what}"></picture></div>'
     )
 
 
