@@ -1,6 +1,6 @@
 """Runs reproductions: a row's commands in a folder of their own, their scores against the expected ones.
 
-Notable: commands run without a shell, with this interpreter's programs first on the path and in a session of their
+Notable: commands run without a shell, with this interpreter's programs first on the path and in a process group of their
 own, so that whatever they started ends with them. Only a row that was reproduced is recorded; one that differs, fails
 or lacks its data or GPU is reported and leaves the YAML alone.
 
@@ -134,7 +134,7 @@ def _run_command(words: Sequence[str], *, log: Path, timeout_s: int) -> str | No
             status = process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             status = None
-        except BaseException:  # Ctrl-C: the command has a session of its own and would not see it
+        except BaseException:  # Ctrl-C: the command is in a process group of its own and would not see it
             _end(process)
             raise
     if status == 0:
