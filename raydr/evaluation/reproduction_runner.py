@@ -1,8 +1,8 @@
 """Runs reproductions: a row's commands in a folder of their own, their scores against the expected ones.
 
 Notable: commands run without a shell, with this interpreter's programs first on the path and in a process group of
-their own, so that whatever they started ends with them. Only a row that was reproduced is recorded; one that differs, fails
-or lacks its data or GPU is reported and leaves the YAML alone.
+their own, so that whatever they started ends with them. Only a row that was reproduced is recorded; one that differs,
+fails or lacks its data or GPU is reported and leaves the YAML alone.
 
     for outcome in run_rows(["scifact-minilm"]):
         print(outcome.status, outcome.message)
