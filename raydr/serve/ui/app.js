@@ -42,7 +42,7 @@ function showForm() {
   if (![...$("k").options].some((option) => Number(option.value) === state.k)) $("k").append(new Option(state.k));
   $("k").value = state.k;
   $("filters").replaceChildren(...Object.entries(state.filters).map(([field, value]) => {
-    const shown = typeof value === "object" ? JSON.stringify(value) : value;
+    const shown = Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : value;
     const chip = el("button", { type: "button", title: "Remove this filter" }, `${field}: ${shown}`);
     chip.addEventListener("click", () => {
       const { [field]: _, ...filters } = state.filters;
