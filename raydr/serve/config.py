@@ -18,6 +18,9 @@ from raydr.errors import ConfigError
 from raydr.index.filters import MAX_IDS
 from raydr.index.fusion import FusionConfig
 
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+"""Names by which only this machine can mean itself."""
+
 
 class ApiKey(Config):
     """One caller. The key itself is never stored: `python -m raydr.serve.auth NAME` makes one and prints its hash."""

@@ -23,12 +23,12 @@ from starlette.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from raydr.serve.auth import Gate
-from raydr.serve.config import ApiKey, AppArgs
+from raydr.serve.config import LOCAL_HOSTS, ApiKey, AppArgs
 from raydr.serve.docs_page import docs_page
 from raydr.serve.errors import ApiError, error_response, install_handlers
 from raydr.serve.limits import check_embeddings, check_rerank, check_search
 from raydr.serve.metrics import HttpMetrics
-from raydr.serve.middleware import LOCAL_HOSTS, Door
+from raydr.serve.middleware import Door
 from raydr.serve.schema import (
     EmbeddingItem,
     EmbeddingsAnswer,

@@ -27,7 +27,6 @@ from raydr.serve.metrics import HttpMetrics
 logger = logging.getLogger("ray.serve")
 
 REQUEST_ID_HEADER = "x-request-id"
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _GUARDED = ("/v1/", "/v2/", "/rerank")

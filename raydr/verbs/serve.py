@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from raydr import runtime
 from raydr.errors import ConfigError, RaydrError
-from raydr.serve.config import AppArgs
+from raydr.serve.config import LOCAL_HOSTS, AppArgs
 
 APPLICATION = "raydr"
 
@@ -32,8 +32,11 @@ def serving(index: Path, *, host: str, port: int) -> Iterator[str]:
     from raydr.serve.app import build_app
 
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    # Whoever binds another address than this machine's own wants to be called by whatever name it has.
+    allowed_hosts = [] if host in LOCAL_HOSTS else ["*"]
     try:
-        serve.run(build_app(AppArgs(index=index.resolve())), name=APPLICATION, route_prefix="/")
+        application = build_app(AppArgs(index=index.resolve(), allowed_hosts=allowed_hosts))
+        serve.run(application, name=APPLICATION, route_prefix="/")
         yield f"http://{host}:{port}"
     finally:
         serve.shutdown()

@@ -1,18 +1,15 @@
-"""The HTTP contract, over a real index and a real encoder in this process: shapes, limits, errors, headers."""
+"""The HTTP contract, over a real index and a real encoder in this process: shapes, limits, errors."""
 
 import base64
-import json
-import logging
 
 import numpy as np
 import pytest
-from tiny_serving import ANIMALS
+from tiny_serving import ANIMALS, check_error, with_details
 
 from raydr.config import Component
 from raydr.encoders.factory import EncoderFactory
 from raydr.index.reader import IndexReader
-from raydr.serve.auth import make_key
-from raydr.serve.config import Limits
+from raydr.serve.errors import ApiError
 from raydr.types import Passage, Query
 
 JSON = {"Content-Type": "application/json"}
@@ -22,18 +19,6 @@ def _search(client, **body):
     response = client.post("/v1/search", json=body)
     assert response.status_code == 200, response.text
     return response.json()
-
-
-def _error(response, status, code, param=None):
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(response.json()) == {"error"}
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == code
-    if param is not None:
-        assert error["param"] == param
-    assert "Traceback" not in response.text
-    return error
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +105,11 @@ def test_filters_and_id_lists_hold_in_every_mode(client, mode):
 
 def test_a_filter_that_does_not_fit_names_its_column(client):
     response = client.post("/v1/search", json={"query": "x", "filters": {"colour": "red"}})
-    error = _error(response, 422, "invalid_filter", "filters.colour")
+    error = check_error(response, 422, "invalid_filter", "filters.colour")
     assert "kind" in error["message"]
     for mode in ("dense", "bm25", "hybrid"):
         body = {"query": "x", "mode": mode, "filters": {"year": {"near": 3}}}
-        _error(client.post("/v1/search", json=body), 422, "invalid_filter", "filters.year")
+        check_error(client.post("/v1/search", json=body), 422, "invalid_filter", "filters.year")
 
 
 def test_more_than_there_is_gives_what_there_is(client):
@@ -176,7 +161,7 @@ def test_token_ids_are_the_text_they_stand_for(client):
     single = client.post("/v1/embeddings", json={"input": ids[0]}).json()
     np.testing.assert_allclose(single["data"][0]["embedding"], by_text["data"][0]["embedding"], atol=1e-6)
     assert by_text["usage"] == {"prompt_tokens": sum(map(len, ids)), "total_tokens": sum(map(len, ids))}
-    _error(client.post("/v1/embeddings", json={"input": [10**8]}), 422, "invalid_value", "input")
+    check_error(client.post("/v1/embeddings", json={"input": [10**8]}), 422, "invalid_value", "input")
 
 
 def test_dimensions_keeps_a_normalised_prefix(client):
@@ -185,7 +170,9 @@ def test_dimensions_keeps_a_normalised_prefix(client):
         client.post("/v1/embeddings", json={"input": "text", "dimensions": 64}).json()["data"][0]["embedding"]
     )
     np.testing.assert_allclose(short, whole[:64] / np.linalg.norm(whole[:64]), atol=1e-6)
-    _error(client.post("/v1/embeddings", json={"input": "t", "dimensions": 1000}), 422, "invalid_value", "dimensions")
+    check_error(
+        client.post("/v1/embeddings", json={"input": "t", "dimensions": 1000}), 422, "invalid_value", "dimensions"
+    )
 
 
 def test_usage_counts_what_is_read(client):
@@ -194,7 +181,7 @@ def test_usage_counts_what_is_read(client):
 
 
 def test_unknown_models_are_named(client):
-    _error(client.post("/v1/embeddings", json={"input": "x", "model": "gpt-9"}), 404, "model_not_found", "model")
+    check_error(client.post("/v1/embeddings", json={"input": "x", "model": "gpt-9"}), 404, "model_not_found", "model")
     assert client.post("/v1/embeddings", json={"input": "x", "model": "minilm"}).status_code == 200
 
 
@@ -204,11 +191,11 @@ def test_unknown_models_are_named(client):
 def test_without_a_reranker_the_routes_say_so_after_checking_the_request(client):
     for path in ("/v1/rerank", "/v2/rerank"):
         response = client.post(path, json={"query": "q", "documents": ["a", {"text": "b"}], "model": "any"})
-        assert "reranker" in _error(response, 501, "reranker_not_configured")["message"]
-        _error(client.post(path, json={"query": "q", "documents": []}), 422, "invalid_value", "documents")
-        _error(client.post(path, json={"documents": ["a"]}), 422, "missing_field", "query")
-    _error(client.post("/rerank", json={"query": "q", "texts": ["a"]}), 501, "reranker_not_configured")
-    _error(client.post("/rerank", json={"query": "q"}), 422, "missing_field", "texts")
+        assert "reranker" in check_error(response, 501, "reranker_not_configured")["message"]
+        check_error(client.post(path, json={"query": "q", "documents": []}), 422, "invalid_value", "documents")
+        check_error(client.post(path, json={"documents": ["a"]}), 422, "missing_field", "query")
+    check_error(client.post("/rerank", json={"query": "q", "texts": ["a"]}), 501, "reranker_not_configured")
+    check_error(client.post("/rerank", json={"query": "q"}), 422, "missing_field", "texts")
 
 
 def test_with_a_reranker_documents_come_best_first(serve_in_process):
@@ -226,7 +213,7 @@ def test_with_a_reranker_documents_come_best_first(serve_in_process):
     assert "document" not in without["results"][0]
     tei = client.post("/rerank", json={"query": "a cat", "texts": ["x", "a cat"], "return_text": True}).json()
     assert tei == [{"index": 1, "score": 1.0, "text": "a cat"}, {"index": 0, "score": 0.0, "text": "x"}]
-    _error(client.post("/v1/rerank", json={**body, "model": "other"}), 404, "model_not_found", "model")
+    check_error(client.post("/v1/rerank", json={**body, "model": "other"}), 404, "model_not_found", "model")
     assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["minilm", "lexical"]
 
 
@@ -265,7 +252,7 @@ def test_with_a_reranker_documents_come_best_first(serve_in_process):
     ],
 )
 def test_faulty_searches_name_the_field(client, body, code, param):
-    error = _error(client.post("/v1/search", json=body), 422, code, param)
+    error = check_error(client.post("/v1/search", json=body), 422, code, param)
     assert error["type"] == "invalid_request_error"
 
 
@@ -295,7 +282,7 @@ def test_a_lone_surrogate_is_no_text(client):
         ("/v1/search", b'{"query": "x", "exclude_ids": ["\\uD800"]}'),
         ("/v1/embeddings", b'{"input": ["\\ud800"]}'),
     ]:
-        _error(client.post(path, content=body, headers=JSON), 400, "invalid_json")
+        check_error(client.post(path, content=body, headers=JSON), 400, "invalid_json")
     assert client.post("/v1/search", content=b'{"query": "\\ud83d\\ude00"}', headers=JSON).status_code == 200
 
 
@@ -309,156 +296,26 @@ def test_faulty_embedding_inputs(client):
         {"input": [-1]},
     ):
         assert client.post("/v1/embeddings", json=body).status_code == 422, body
-    _error(client.post("/v1/embeddings", json={}), 422, "missing_field", "input")
-    _error(client.post("/v1/embeddings", json={"input": ["x"] * 257}), 422, "limit_exceeded", "input")
-    _error(client.post("/v1/embeddings", json={"input": "x", "encoding_format": "int8"}), 422, "invalid_value")
+    check_error(client.post("/v1/embeddings", json={}), 422, "missing_field", "input")
+    check_error(client.post("/v1/embeddings", json={"input": ["x"] * 257}), 422, "limit_exceeded", "input")
+    check_error(client.post("/v1/embeddings", json={"input": "x", "encoding_format": "int8"}), 422, "invalid_value")
     assert client.post("/v1/embeddings", json={"input": "x", "unheard_of": 1}).status_code == 200
 
 
 def test_routes_and_methods_that_do_not_exist(client):
-    _error(client.get("/nowhere"), 404, "not_found")
-    _error(client.post("/v1/nowhere", json={}), 404, "not_found")
+    check_error(client.get("/nowhere"), 404, "not_found")
+    check_error(client.post("/v1/nowhere", json={}), 404, "not_found")
     response = client.get("/v1/search")
-    _error(response, 405, "method_not_allowed")
+    check_error(response, 405, "method_not_allowed")
     assert response.headers["Allow"] == "POST"
 
 
 def test_only_json_is_read(client):
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
         response = client.post("/v1/search", content=b'{"query": "x"}', headers={"Content-Type": content_type})
-        _error(response, 415, "unsupported_media_type", "Content-Type")
+        check_error(response, 415, "unsupported_media_type", "Content-Type")
     charset = {"Content-Type": "application/json; charset=utf-8"}
     assert client.post("/v1/search", content=b'{"query": "x"}', headers=charset).status_code == 200
-
-
-# --- what stands in front of the routes
-
-
-def test_a_body_may_not_be_too_large_with_or_without_a_length(serve_in_process):
-    client = serve_in_process(limits=Limits(body_bytes=2000))
-    body = json.dumps({"query": "x", "exclude_ids": ["y" * 3000]}).encode()
-    _error(client.post("/v1/search", content=body, headers=JSON), 413, "body_too_large")
-    chunks = (body[start : start + 100] for start in range(0, len(body), 100))  # sent chunked: no Content-Length
-    _error(client.post("/v1/search", content=chunks, headers=JSON), 413, "body_too_large")
-    assert client.post("/v1/search", content=iter([b'{"query"', b': "x"}']), headers=JSON).status_code == 200
-
-
-def test_keys_guard_what_searches_and_leave_probes_and_page_open(serve_in_process):
-    key, entry = make_key("alice")
-    client = serve_in_process(api_keys=[entry])
-    guarded = [("POST", "/v1/search"), ("POST", "/v1/embeddings"), ("POST", "/v1/rerank"), ("POST", "/v2/rerank")]
-    guarded += [("POST", "/rerank"), ("GET", "/v1/models")]
-    for method, path in guarded:
-        response = client.request(method, path, json={"query": "x"})
-        _error(response, 401, "missing_api_key")
-        assert response.headers["WWW-Authenticate"] == "Bearer"
-        _error(client.request(method, path, headers={"Authorization": "Bearer no"}), 401, "invalid_api_key")
-    for path in ("/health", "/ready", "/openapi.json", "/docs", "/"):
-        assert client.get(path).status_code == 200, path
-    headers = {"Authorization": f"Bearer {key}"}
-    assert client.post("/v1/search", json={"query": "x"}, headers=headers).status_code == 200
-
-
-def test_a_key_beyond_its_rate_is_told_when_to_come_back(serve_in_process):
-    key, entry = make_key("alice")
-    client = serve_in_process(api_keys=[entry.model_copy(update={"requests_per_minute": 6.0, "burst": 2})])
-    headers = {"Authorization": f"Bearer {key}"}
-    assert [client.get("/v1/models", headers=headers).status_code for _ in range(2)] == [200, 200]
-    response = client.get("/v1/models", headers=headers)
-    assert _error(response, 429, "rate_limit_exceeded")["type"] == "rate_limit_error"
-    assert 1 <= int(response.headers["Retry-After"]) <= 11
-
-
-def test_without_keys_only_this_machines_names_are_answered(serve_in_process):
-    """A page that rebinds its own name to 127.0.0.1 sends that name as Host."""
-    client = serve_in_process(allowed_hosts=["search.example"])
-    body = {"query": "x"}
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8000", ""):
-        _error(client.post("/v1/search", json=body, headers={"Host": host}), 421, "host_not_allowed", "Host")
-    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "[::1]", "search.example"):
-        assert client.post("/v1/search", json=body, headers={"Host": host}).status_code == 200, host
-    assert client.get("/health", headers={"Host": "10.0.0.7:8000"}).status_code == 200  # a kubelet's probe
-    key, entry = make_key("alice")
-    keyed = serve_in_process(api_keys=[entry])
-    headers = {"Host": "any.example", "Authorization": f"Bearer {key}"}
-    assert keyed.post("/v1/search", json=body, headers=headers).status_code == 200
-
-
-def test_other_origins_are_not_let_in(client):
-    preflight = client.options("/v1/search", headers={"Origin": "http://evil", "Access-Control-Request-Method": "POST"})
-    assert preflight.status_code == 405
-    response = client.post("/v1/search", json={"query": "x"}, headers={"Origin": "http://evil"})
-    assert not [name for name in response.headers if name.lower().startswith("access-control")]
-
-
-def test_every_answer_has_the_security_headers(client):
-    for response in (client.get("/"), client.get("/nowhere"), client.post("/v1/search", json={"query": "x"})):
-        assert response.headers["X-Content-Type-Options"] == "nosniff"
-        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
-        assert "unsafe" not in response.headers["Content-Security-Policy"]
-        assert response.headers["X-Frame-Options"] == "DENY"
-
-
-def test_a_request_id_is_followed_and_a_bad_one_refused(client, caplog):
-    with caplog.at_level(logging.INFO, logger="ray.serve"):
-        answer = client.post("/v1/search", json={"query": "x"}, headers={"X-Request-ID": "trace-1.a_B"}).json()
-    assert answer["request_id"] == "trace-1.a_B"
-    events = {record.event: record for record in caplog.records if hasattr(record, "event")}
-    assert events["encode_batch"].request_ids == ["trace-1.a_B"]
-    assert events["http_request"].http_request_id == "trace-1.a_B"
-    for bad in ("a b", "x" * 129, "é".encode(), "a;b"):
-        _error(client.get("/v1/models", headers={"X-Request-ID": bad}), 400, "invalid_request_id", "X-Request-ID")
-
-
-def test_an_answer_that_takes_too_long_is_a_504(serve_in_process, monkeypatch):
-    client = serve_in_process(limits=Limits(request_timeout_s=0.2))
-    import asyncio
-
-    cancelled = []
-
-    async def never(*args, **kwargs):
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            cancelled.append(True)
-            raise
-
-    monkeypatch.setattr(client.searcher, "search", never)
-    _error(client.post("/v1/search", json={"query": "x"}), 504, "timeout")
-    assert cancelled == [True]
-
-
-def test_a_bug_is_a_500_without_details(client, monkeypatch, caplog):
-    async def broken(*args, **kwargs):
-        raise RuntimeError("a secret path /etc/raydr")
-
-    monkeypatch.setattr(client.searcher, "search", broken)
-    response = client.post("/v1/search", json={"query": "x"}, headers={"X-Request-ID": "r-42"})
-    error = _error(response, 500, "internal_error")
-    assert "secret" not in response.text
-    assert "r-42" in error["message"]
-    assert "a secret path" in caplog.text  # the log has it
-
-
-def test_more_requests_than_the_limit_are_turned_away_at_once(serve_in_process):
-    import asyncio
-
-    import httpx
-
-    client = serve_in_process(limits=Limits(concurrent_requests=2))
-
-    async def burst():
-        transport = httpx.ASGITransport(client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as many:
-            return await asyncio.gather(*(many.post("/v1/search", json={"query": f"q {n}"}) for n in range(12)))
-
-    answers = client.portal.call(burst)
-    statuses = [answer.status_code for answer in answers]
-    assert set(statuses) == {200, 429}
-    refused = next(answer for answer in answers if answer.status_code == 429)
-    assert _error(refused, 429, "overloaded")
-    assert refused.headers["Retry-After"]
-    assert client.post("/v1/search", json={"query": "x"}).status_code == 200  # nothing stays counted
 
 
 # --- what describes the server
@@ -491,7 +348,7 @@ def test_before_an_index_is_loaded_the_server_is_alive_but_not_ready(animals):
     assert client.get("/health").status_code == 200
     assert client.get("/ready").status_code == 503
     response = client.post("/v1/search", json={"query": "x"})
-    _error(response, 503, "not_ready")
+    check_error(response, 503, "not_ready")
     assert response.headers["Retry-After"]
 
 
@@ -520,3 +377,36 @@ def test_the_page_and_its_files_are_served(client):
     assert page.headers["Content-Type"].startswith("text/html")
     assert client.get("/ui/../http.py").status_code == 404
     assert client.get("/ui/%2e%2e/http.py").status_code == 404
+
+
+# --- what an index asks of its encoder
+
+
+def test_an_encoder_of_another_version_is_refused_and_the_index_before_stays(serve_in_process, animals, tmp_path):
+    client = serve_in_process()
+    ready = client.get("/ready").json()
+    other = with_details(animals, tmp_path / "other", encoder_version="0" * 64, version="another")
+    with pytest.raises(ApiError) as refused:
+        client.portal.call(client.searcher.use, str(other))
+    assert (refused.value.status, refused.value.code) == (503, "encoder_mismatch")
+    after = client.get("/ready").json()
+    assert after["index_version"] == ready["index_version"]
+    assert "embed and index the corpus again" in after["error"]
+    assert client.post("/v1/search", json={"query": "x"}).status_code == 200
+
+
+def test_a_methods_refiner_searches_twice_as_the_pipeline_does(serve_in_process, animals, encoder, tmp_path, reader):
+    method = {**reader.details.method.model_dump(), "import_path": "tiny_serving:WithFeedback"}
+    client = serve_in_process(index=with_details(animals, tmp_path / "refined", method=method, version="refined"))
+    texts = ["who hunts mice", "a large animal"]
+    answer = _search(client, queries=texts, k=3)
+    embeddings = encoder.encode_queries([Query("", text) for text in texts])
+    first = reader.search(embeddings, 2)
+    for line, rows in enumerate(first.rows):
+        passages = [Passage(p["passage_id"], p["text"], p["title"]) for p in reader.passages(rows)]
+        embeddings[line] = (embeddings[line] + encoder.encode_passages(passages).sum(axis=0)) / 3
+    top = reader.search(embeddings, 3)
+    for result, rows, scores in zip(answer["results"], top.rows, top.scores, strict=True):
+        assert [hit["id"] for hit in result["hits"]] == [reader.passage_ids[int(row)] for row in rows]
+        assert [hit["score"] for hit in result["hits"]] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert "refine" in answer["timings_ms"]

@@ -1,9 +1,11 @@
 """Two tiny corpora, real indexes over them, a reranker; shared by the tests of this folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -12,6 +14,7 @@ from raydr.config import Component
 from raydr.data.config import DataConfig
 from raydr.data.corpus import Corpus
 from raydr.index.config import IndexConfig
+from raydr.methods.zero_shot import ZeroShot
 from raydr.protocols import Encoder
 from raydr.types import Hit, Passage
 
@@ -82,3 +85,43 @@ class LexicalReranker:
             return sum(word in passages[hit.passage_id].text.lower().split() for word in words) / len(words)
 
         return sorted((Hit(hit.passage_id, score(hit)) for hit in hits), key=lambda hit: -hit.score)
+
+
+class WithFeedback(ZeroShot):
+    """ZeroShot with pseudo-relevance feedback: the query's embedding averaged with those of its first two hits."""
+
+    def build_refiner(self, encoder: Encoder) -> Any:
+        return _Average(encoder)
+
+
+class _Average:
+    num_feedback = 2
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def refine(self, queries: Any, embeddings: Any, feedback: Any) -> np.ndarray:
+        passages = [self._encoder.encode_passages([passage for _, passage in hits]).sum(axis=0) for hits in feedback]
+        return ((embeddings + np.stack(passages)) / 3).astype(np.float32)
+
+
+def with_details(index: Path, copy: Path, **details: Any) -> Path:
+    """A copy of an index whose manifest says something else."""
+    shutil.copytree(index, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["details"].update(details)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def check_error(response: Any, status: int, code: str, param: str | None = None) -> dict[str, Any]:
+    """The `error` of a response, after checking that it has the one shape of errors."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(response.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    if param is not None:
+        assert error["param"] == param
+    assert "Traceback" not in response.text
+    return error
