@@ -88,6 +88,7 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 32,
+    "initializer_range": 0.5,  # large, so that different texts have clearly different embeddings
 }
 
 
