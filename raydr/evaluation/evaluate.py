@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydr.artifacts import Artifact, open_artifact, write_artifact
+from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.errors import DataError
 from raydr.evaluation.comparison import Comparison, compare_runs, comparison_table
 from raydr.evaluation.config import EvaluateConfig
@@ -33,6 +34,7 @@ from raydr.evaluation.plots import save_plot
 from raydr.evaluation.report import render_report
 from raydr.types import QUERY_ID, Qrels, Query, Run
 
+KIND = "evaluation"
 _MAX_ROC_POINTS = 2000
 
 
@@ -57,14 +59,19 @@ def evaluate_run(
     if name in baselines:
         raise DataError(f"a baseline has the name of the run, {name!r}; give one of them another name")
     runs = {**baselines, name: run}
+    settings = {**config.model_dump(mode="json"), "runs": list(runs)}
+    # Without the artifacts they came from, nothing says whether the runs are still the same ones.
+    prints = {key: artifact.fingerprint for key, artifact in (inputs or {}).items()}
+    if prints and is_finished(out, fingerprint(KIND, settings, prints)):
+        print(f"evaluate: {out} has this evaluation already", file=sys.stderr)
+        return open_artifact(out, kind=KIND)
     comparison = compare_runs(runs, qrels, config)
     pools = {
         label: score_pools(one, qrels, num_negatives=config.roc_num_negatives, relevance_level=config.relevance_level)
         for label, one in runs.items()
     }
     curves = {label: pooled_curve(pool) for label, pool in pools.items()}
-    settings = {**config.model_dump(mode="json"), "runs": comparison.names}
-    with write_artifact(out, kind="evaluation", config=settings, inputs=inputs) as writer:
+    with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer:
         metrics = dict(zip(comparison.measures, comparison.values[-1].tolist(), strict=True))
         _write_json(writer.path / "metrics.json", metrics)
         _write_json(writer.path / "summary.json", _summary(comparison, curves, pools))
@@ -76,7 +83,7 @@ def evaluate_run(
         save_plot(comparison, curves, writer.path / "report.png")
         writer.counts.update(comparison.counts[-1].as_dict())
         writer.details["metrics"] = metrics
-    return open_artifact(out, kind="evaluation")
+    return open_artifact(out, kind=KIND)
 
 
 def _summary(
