@@ -38,7 +38,7 @@ contracts: setup  ## import-linter: the layers of docs/architecture.md
 	@$(BIN)/lint-imports
 
 docs: $(STAMP)-docs  ## build the documentation into site/
-	@$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs/mkdocs.yml
 
 $(STAMP)-docs: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --editable '.[docs]'
