@@ -9,7 +9,7 @@ in size, and evaluated by Arrow over memory-mapped columns, so nothing of it is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,14 +118,19 @@ def _typed(name: str, value: Any, value_type: pa.DataType) -> pa.Scalar:
         or (isinstance(value, (int, float)) and not isinstance(value, bool) and numeric)
         or (isinstance(value, str) and (_is_text(value_type) or pa.types.is_temporal(value_type)))
     )
-    if fits:
+    wrong = FilterError(name, f"the column holds {value_type}; {value!r} is not a value of that kind")
+    if not fits:
+        raise wrong
+    try:
         scalar = pa.scalar(value)
-        try:
-            return scalar.cast(value_type)
-        except pa.ArrowInvalid:
-            if numeric:  # 2.5 for a column of integers: it can be compared with, and equals none of them
-                return scalar
-    raise FilterError(name, f"the column holds {value_type}; {value!r} is not a value of that kind")
+    except (OverflowError, UnicodeEncodeError):  # beyond 64 bits, or half of a surrogate pair
+        raise wrong from None
+    try:
+        return scalar.cast(value_type)
+    except pa.ArrowInvalid:
+        if not numeric:
+            raise wrong from None
+        return scalar  # 2.5 for a column of integers: it can be compared with, and equals none of them
 
 
 def _matches(column: pa.ChunkedArray, name: str, condition: Any) -> Bool[np.ndarray, " row"]:
@@ -167,13 +172,11 @@ def _has_id(table: pa.Table, name: str, ids: Collection[str]) -> Bool[np.ndarray
     if len(ids) > MAX_IDS:
         raise FilterError(name, f"{len(ids)} ids; at most {MAX_IDS} are allowed")
     column = table.column(PASSAGE_ID)
-    return pc.is_in(column, value_set=pa.array(_texts(name, ids), type=column.type)).to_numpy().astype(bool)
-
-
-def _texts(name: str, ids: Collection[str]) -> Sequence[str]:
-    if isinstance(ids, str) or not all(isinstance(id_, str) for id_ in ids):
-        raise FilterError(name, "a list of passage ids (text) is needed")
-    return list(ids)
+    try:
+        wanted = pa.array(None if isinstance(ids, str) else list(ids), type=column.type)
+    except (TypeError, pa.ArrowInvalid, UnicodeEncodeError):
+        raise FilterError(name, "a list of passage ids (text) is needed") from None
+    return pc.is_in(column, value_set=wanted).to_numpy().astype(bool)
 
 
 def _value_type(column_type: pa.DataType) -> pa.DataType:

@@ -96,6 +96,8 @@ def test_id_lists():
         ({"passage_id": "a"}, "passage_id", "use allow_ids"),
         ({"year": "2000"}, "year", "the column holds int32; '2000' is not a value of that kind"),
         ({"year": True}, "year", "the column holds int32"),
+        ({"year": 10**30}, "year", "the column holds int32"),
+        ({"lang": "\ud800"}, "lang", "the column holds string"),
         ({"lang": 3}, "lang", "the column holds string"),
         ({"open": 1}, "open", "the column holds bool"),
         ({"day": "yesterday"}, "day", "the column holds date32"),
@@ -122,10 +124,13 @@ def test_id_lists_are_bounded():
         row_mask(TABLE, allow_ids=[str(n) for n in range(100_001)])
     with pytest.raises(FilterError, match="allow_ids: a list of passage ids"):
         row_mask(TABLE, allow_ids="abc")
+    for wrong in (3, "\ud800"):
+        with pytest.raises(FilterError, match="exclude_ids: a list of passage ids"):
+            row_mask(TABLE, exclude_ids=["a", wrong])
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["gt", "not", "x"]), inner, max_size=2),
     max_leaves=5,
 )
