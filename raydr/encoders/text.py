@@ -23,6 +23,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float32
 from pydantic import Field
+from tokenizers import Tokenizer
 
 from raydr.config import Config
 from raydr.encoders.checkpoint import MINILM, open_checkpoint
@@ -161,7 +162,7 @@ class TextEncoder:
         return embeddings
 
     @cached_property
-    def _tokenizer(self):  # noqa: ANN202 (a pair of tokenizers.Tokenizer and int)
+    def _tokenizer(self) -> tuple[Tokenizer, int]:
         return load_tokenizer(self.checkpoint.path, lowercase=self.checkpoint.lowercase)
 
     @cached_property
@@ -199,8 +200,14 @@ class TextEncoder:
             from raydr.encoders import openvino_backend
 
             key = f"{self.checkpoint.fingerprint()} {self._pooling} {self._normalize} {self.dim}"
-            model = openvino_backend.cached_model(key, lambda: load("float32"))
-            return openvino_backend.OpenVinoBackend(model, precision=self.precision, num_threads=num_threads)
+            try:
+                model = openvino_backend.cached_model(key, lambda: load("float32"))
+                return openvino_backend.OpenVinoBackend(model, precision=self.precision, num_threads=num_threads)
+            except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+                # What a network that cannot be traced or converted raises, and only `auto` has another way to run it.
+                if self.config.backend != "auto":
+                    raise
+                log.warning("OpenVINO cannot run %s, torch does: %s", self.config.model, str(error).splitlines()[0])
         return torch_backend.TorchBackend(load(self.precision), device=self.device, num_threads=num_threads)
 
     def _limit(self, field: str, requested: int | None) -> int:

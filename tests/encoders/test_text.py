@@ -259,3 +259,17 @@ def test_what_cannot_work_is_named(bert, tmp_path):
     (dense / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ConfigError, match="Dense"):
         build(model=str(dense))
+
+
+def test_auto_falls_back_to_torch_where_openvino_cannot_convert(monkeypatch, caplog, bert):
+    def fails(network):
+        raise RuntimeError("no conversion for this operation\nwith a long explanation")
+
+    monkeypatch.setattr("raydr.encoders.openvino_backend.convert", fails)
+    monkeypatch.setattr(TextEncoder, "backend_name", "openvino")
+    auto = build(model=str(bert), precision="float32", dimensions=9)
+    embeddings = encode(auto, ["the cat"])
+    assert "torch does: no conversion for this operation" in caplog.text
+    assert embeddings.shape == (1, 9)
+    with pytest.raises(RuntimeError, match="no conversion"):
+        encode(build(model=str(bert), precision="float32", dimensions=9, backend="openvino"), ["the cat"])
