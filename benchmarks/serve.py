@@ -8,7 +8,8 @@ cluster of its own, and all are up during the whole run:
     bare      the pipeline called in a process of its own, one query after the other: the floor
     asgi      the same HTTP routes and searcher under uvicorn, without Ray: what HTTP and JSON cost
     serve     Ray Serve with its Python proxy, the default
-    haproxy   Ray Serve behind HAProxy (RAY_SERVE_ENABLE_HA_PROXY=1)
+    haproxy   Ray Serve behind HAProxy, which calls the Ingress replica directly (RAY_SERVE_ENABLE_HA_PROXY=1)
+    tuned     the same with RAY_SERVE_THROUGHPUT_OPTIMIZED=1: one loop per replica, gRPC between them, buffered logs
 Others' servers join for /v1/embeddings: start them on the same machine with the same model files and threads, and give
 `--peer infinity=http://127.0.0.1:7997,MODEL` (repeatable; the path /embeddings is added). `peers/embeddings_server.py`
 is the server people write themselves. The answers of all must agree before a speed counts.
@@ -46,6 +47,7 @@ SERVERS: dict[str, dict[str, str]] = {
     "asgi": {},
     "serve": {},
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
+    "tuned": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
 }
 WORDS = "array index sort merge column tensor gradient model cluster task actor table file parse string date".split()  # noqa: SIM905
 
