@@ -130,7 +130,7 @@ class WorkerPool:
 
     fewest: int
     most: int
-    reserved_cpus: float
+    reserved_cpus: int | float
 
 
 def worker_pool(config: EmbedConfig, resources: Mapping[str, float]) -> WorkerPool:

@@ -108,11 +108,11 @@ def test_num_workers_must_be_a_range():
 @pytest.mark.parametrize(
     ("settings", "resources", "pool"),
     [
-        ({}, {"CPU": 2}, (1, 2, 0.0)),
-        ({}, {"CPU": 64}, (1, 64, 0.96)),
-        ({"worker_cpus": 4}, {"CPU": 16}, (1, 4, 3)),
-        ({"worker_cpus": 4, "num_workers": (1, 2)}, {"CPU": 16}, (1, 2, 4)),
-        ({"worker_gpus": 1}, {"CPU": 32, "GPU": 8}, (1, 8, 1)),
+        ({}, {"CPU": 2.0}, (1, 2, 0.0)),
+        ({}, {"CPU": 64.0}, (1, 64, 0.96)),
+        ({"worker_cpus": 4}, {"CPU": 16.0}, (1, 4, 3)),
+        ({"worker_cpus": 4, "num_workers": (1, 2)}, {"CPU": 16.0}, (1, 2, 4)),
+        ({"worker_gpus": 1}, {"CPU": 32.0, "GPU": 8.0}, (1, 8, 1)),
     ],
 )
 def test_workers_leave_two_cpus_free(settings, resources, pool):
@@ -123,7 +123,7 @@ def test_workers_leave_two_cpus_free(settings, resources, pool):
 
 def test_one_cpu_is_not_enough_for_ray():
     with pytest.raises(ConfigError, match="runtime: local"):
-        worker_pool(EmbedConfig(), {"CPU": 1})
+        worker_pool(EmbedConfig(), {"CPU": 1.0})
 
 
 @pytest.mark.ray
