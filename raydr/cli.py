@@ -128,7 +128,7 @@ def _add_verb(commands: Any, verb: str, help_text: str) -> None:
             "config", metavar="CONFIG|QRELS", help="a YAML config, or a qrels file to measure runs with"
         )
     else:
-        parser.add_argument("config", metavar="CONFIG", help="a YAML config, such as jobs/configs/zero_shot.yaml")
+        parser.add_argument("config", metavar="CONFIG", help="a YAML config; left out: the defaults, zero-shot")
     words, about = ("key=value|RUN", "; or run files") if verb == "evaluate" else ("key=value", "")
     parser.add_argument("overrides", nargs="*", metavar=words, help=f"override a field of the config{about}")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
@@ -224,7 +224,10 @@ def _run_verb(arguments: argparse.Namespace) -> int:
     from raydr.config import load
     from raydr.verbs.config import RunConfig
 
-    config = load(RunConfig, arguments.config, arguments.overrides)
+    path, overrides = arguments.config, arguments.overrides
+    if "=" in path and not Path(path).is_file():  # no config: the defaults, and what is given here
+        path, overrides = None, [path, *overrides]
+    config = load(RunConfig, path, overrides)
     if arguments.dry_run:
         import yaml
 
@@ -273,7 +276,7 @@ def _run_search(arguments: argparse.Namespace) -> int:
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> int:
-    if arguments.config.endswith((".yaml", ".yml")):
+    if arguments.config.endswith((".yaml", ".yml")) or "=" in arguments.config:
         return _run_verb(arguments)
     settings = [word for word in arguments.overrides if "=" in word]
     runs = [Path(word) for word in arguments.overrides if "=" not in word]

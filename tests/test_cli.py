@@ -79,6 +79,12 @@ def test_a_mistake_exits_with_2_and_says_what_to_do(arguments, words, capsys, tm
     assert "Traceback" not in message
 
 
+def test_without_a_config_the_defaults_hold(capsys):
+    assert main(["embed", "data.path=somewhere", "out=there", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "path: somewhere" in printed and "ZeroShot" in printed
+
+
 def test_output_json_is_json(tmp_path, capsys, tiny_beir):
     status = main(
         ["ingest", "jobs/configs/zero_shot.yaml", f"data.path={tiny_beir}", f"out={tmp_path}", "--output", "json"]

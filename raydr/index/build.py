@@ -70,6 +70,7 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
     inputs = {"corpus": corpus.artifact, "embeddings": embeddings}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, config, prints)):
+        print(f"index: {out} has this index already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     source = EmbeddedCorpus.of(corpus.passage_files, corpus.num_passages, embeddings)
     with write_artifact(out, kind=KIND, config=config, inputs=inputs, resume=True) as writer:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ def search_corpus(
     inputs = {"index": reader.artifact}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
+        print(f"search: {out} has this run already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer, ExitStack() as stack:
         searcher = Searcher(reader, config, build_encoder, build_refiner, use_ray=use_ray, stack=stack)
