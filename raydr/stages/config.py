@@ -17,9 +17,10 @@ class EmbedConfig(Config):
     passages_per_block: int = Field(default=2048, ge=1)
     """Passages per call of the encoder and per file: what an interruption costs at most, per worker."""
     num_workers: tuple[int, int] | None = None
-    """On Ray: fewest and most encoder actors; null: from one to as many as the cluster's CPUs (or GPUs) hold."""
-    worker_cpus: float = Field(default=1.0, gt=0)
-    """On Ray: CPUs of each actor, which are also its threads."""
+    """On Ray: fewest and most encoder actors; null: from one to as many as the cluster's CPUs (or GPUs)
+    hold, starting with all of them."""
+    worker_cpus: float | None = Field(default=None, gt=0)
+    """On Ray: CPUs of each actor, which are also its threads; null: those of the smallest node, at most 4."""
     worker_gpus: float = Field(default=0.0, ge=0)
     """On Ray: GPUs of each actor."""
 

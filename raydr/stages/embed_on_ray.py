@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ".ray_checkpoints"
 _CPUS_LEFT_FREE = 2
+_MOST_WORKER_CPUS = 4
+"""More threads than this help one encoder less than a second encoder does."""
 
 
 class _EmbedActor:
@@ -88,14 +90,15 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
 
         schema = dataset.schema()
         require_columns(schema.names if schema is not None else (), NEEDED, stage="embed")
-        pool = worker_pool(config, ray.cluster_resources())
+        pool = worker_pool(config, ray.cluster_resources(), smallest_node_cpus())
         return dataset.repartition(target_num_rows_per_block=config.passages_per_block).map_batches(
             _EmbedActor,
-            fn_constructor_args=(build_encoder, max(1, int(config.worker_cpus)), tally),
+            fn_constructor_args=(build_encoder, pool.num_threads, tally),
             batch_format="pyarrow",
             batch_size=config.passages_per_block,
             zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most),
+            # A corpus may be embedded before the autoscaler has seen that one actor is not enough.
+            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
             num_cpus=pool.reserved_cpus,
             num_gpus=config.worker_gpus,
         )
@@ -130,11 +133,19 @@ class WorkerPool:
 
     fewest: int
     most: int
+    num_threads: int
     reserved_cpus: int | float
 
 
-def worker_pool(config: EmbedConfig, resources: Mapping[str, float]) -> WorkerPool:
-    """The pool for a cluster with these resources (`ray.cluster_resources()`).
+def smallest_node_cpus() -> float:
+    """CPUs of the cluster's smallest node that has any: an actor that wants more might find no place."""
+    import ray
+
+    return min((cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))), default=1)
+
+
+def worker_pool(config: EmbedConfig, resources: Mapping[str, float], node_cpus: float) -> WorkerPool:
+    """The pool for a cluster with these resources (`ray.cluster_resources()`), its smallest node having `node_cpus`.
 
     Reading, writing and the filter of a resumed run each need a whole CPU from Ray's scheduler: actors that reserved
     all of them would wait for ever for passages. So two CPUs always stay free, by reserving less than is used. Raises
@@ -143,8 +154,10 @@ def worker_pool(config: EmbedConfig, resources: Mapping[str, float]) -> WorkerPo
     cpus = resources.get("CPU", 0)
     if cpus < _CPUS_LEFT_FREE:
         raise ConfigError(f"embed on Ray needs {_CPUS_LEFT_FREE} CPUs, this cluster has {cpus:g}; use runtime: local")
-    fitting = resources.get("GPU", 0) // config.worker_gpus if config.worker_gpus else cpus // config.worker_cpus
+    worker_cpus = config.worker_cpus or min(_MOST_WORKER_CPUS, node_cpus)
+    fitting = resources.get("GPU", 0) // config.worker_gpus if config.worker_gpus else cpus // worker_cpus
     fewest, most = config.num_workers or (1, max(1, int(fitting)))
-    spare = min(config.worker_cpus, (cpus - _CPUS_LEFT_FREE) / most)
+    spare = min(worker_cpus, (cpus - _CPUS_LEFT_FREE) / most)
     # Ray takes whole CPUs above one, and fractions below.
-    return WorkerPool(fewest, most, math.floor(spare) if spare >= 1 else math.floor(spare * 100) / 100)
+    reserved_cpus = math.floor(spare) if spare >= 1 else math.floor(spare * 100) / 100
+    return WorkerPool(fewest, most, max(1, int(worker_cpus)), reserved_cpus)

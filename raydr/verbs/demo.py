@@ -20,7 +20,7 @@ from raydr.config import Config
 from raydr.data.api_docs import build_api_docs
 from raydr.data.config import DataConfig
 from raydr.index.config import IndexConfig
-from raydr.stages.config import SearchConfig
+from raydr.stages.config import EmbedConfig, SearchConfig
 from raydr.verbs.config import RunConfig
 from raydr.verbs.embed import embed
 from raydr.verbs.evaluate import evaluate
@@ -63,6 +63,7 @@ def demo(config: DemoConfig) -> None:
         out=config.out,
         runtime="ray",
         data=DataConfig(path=str(config.out / "docs"), split="test"),
+        embed=EmbedConfig(passages_per_block=512),  # small blocks, so that the progress bar moves
         index=IndexConfig(factory="Flat", num_shards=2),
         search=SearchConfig(k=100),
     )
