@@ -42,7 +42,13 @@ def quantile(values: list[float], share: float) -> float:
 
 def spread(values: list[float], scale: float = 1.0) -> str:
     """Median (lowest-highest)."""
-    return f"{scale * statistics.median(values):.3g} ({scale * min(values):.3g}-{scale * max(values):.3g})"
+    median, low, high = (_readable(scale * value) for value in (statistics.median(values), min(values), max(values)))
+    return f"{median} ({low}-{high})"
+
+
+def _readable(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def in_child(script: str, arguments: list[str]) -> dict[str, Any]:
