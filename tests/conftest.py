@@ -10,7 +10,6 @@ so a developer's own cluster is never touched. Real collections lie outside the 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,19 +46,20 @@ TINY_QUERIES = {
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray cluster of two CPUs, shared by the session."""
+def ray_cluster() -> Iterator[str]:
+    """A local Ray cluster of two CPUs, shared by the session; gives the address that jobs are submitted to."""
     import ray
 
-    ray.init(
+    context = ray.init(
         address="local",
         num_cpus=2,
-        include_dashboard=False,
+        include_dashboard=True,
+        dashboard_port=0,
         object_store_memory=300_000_000,
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level="warning",
     )
-    yield
+    yield f"http://{context.dashboard_url}"
     ray.shutdown()
 
 
