@@ -10,6 +10,7 @@ so a developer's own cluster is never touched. Real collections lie outside the 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def ray_cluster() -> Iterator[str]:
         dashboard_port=0,
         object_store_memory=300_000_000,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
