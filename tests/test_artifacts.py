@@ -141,6 +141,7 @@ def test_a_foreign_folder_is_never_overwritten(tmp_path):
 def test_an_empty_folder_may_be_used(tmp_path):
     (tmp_path / "a").mkdir()
     make(tmp_path / "a").verify()
+    assert is_finished(tmp_path / "a")
 
 
 def test_other_settings_replace_a_finished_artifact(tmp_path):

@@ -72,7 +72,7 @@ def test_python_compiles_and_its_imports_exist(page):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("raydr"):
                 for name in node.names:
-                    import_object(f"{node.module}:{name.name}")
+                    assert import_object(f"{node.module}:{name.name}") is not None
 
 
 @by_page

@@ -268,6 +268,7 @@ def test_text_from_the_corpus_never_becomes_markup(page, site):
 def test_nothing_found_says_so(page):
     page.goto("/?q=zzyzx&mode=bm25")
     page.get_by_role("heading", name="Nothing found").wait_for()
+    assert page.locator(".hit").count() == 0
 
 
 def test_a_server_with_keys_is_asked_with_one(page, keyed_site):
