@@ -46,6 +46,10 @@ from interleaved import markdown, quantile, write
 SERVERS: dict[str, dict[str, str]] = {
     "asgi": {},
     "serve": {},
+    "colocated": {},
+    "colocated fast": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
+    "serve fast": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
+    "colocated tuned": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
     "tuned": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
 }
@@ -190,15 +194,15 @@ def run_server(name: str, index: Path, port: int) -> None:
     """The child's side: serves until SIGINT."""
     from raydr.serve.config import AppArgs, Limits
 
-    args = AppArgs(index=index, limits=Limits(concurrent_requests=512))
+    args = AppArgs(index=index, colocate=name.startswith("colocated"), limits=Limits(concurrent_requests=512))
     if name == "asgi":
         import uvicorn
 
+        from raydr.serve.colocated import colocated_searcher
         from raydr.serve.http import build_http
-        from raydr.serve.in_process import in_process_searcher
 
         async def serve_asgi() -> None:
-            searcher = in_process_searcher(args)
+            searcher = colocated_searcher(args)
             await searcher.use(str(index))
             config = uvicorn.Config(build_http(searcher, args), port=port, log_level="warning", loop="uvloop")
             await uvicorn.Server(config).serve()

@@ -11,7 +11,6 @@ given an attention mask: a second, unmasked one was 2 to 3 % faster at twice the
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
 import shutil
 import tempfile
@@ -23,17 +22,11 @@ import numpy as np
 import openvino as ov
 from jaxtyping import Float32, Int64
 
+from raydr.encoders.cache import cache_folder
 from raydr.encoders.precision import Precision
 from raydr.models.dual_encoder import DualEncoder
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-
-
-def cache_folder() -> Path:
-    """Where converted models lie: `RAYDR_CACHE`, else `raydr` in the user's cache folder."""
-    if folder := os.environ.get("RAYDR_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raydr"
 
 
 def cached_model(key: str, load: Callable[[], DualEncoder]) -> Path:

@@ -1,18 +1,26 @@
 """Which arithmetic the processor really has, and the precision to encode with.
 
-Notable: detected, never assumed. bfloat16 on a processor with AVX512-BF16, AMX or Arm's BF16 extension is two to four
-times as fast as float32; on one without it is emulated and far slower, so `auto` then stays with float32.
+Notable: detected, then measured, never assumed. With AVX512-BF16, AMX or Arm's BF16 extension bfloat16 can be two to
+four times as fast as float32 (AMD Zen 4) and can also be half as fast (an Intel Xeon whose AMX the hypervisor hides:
+its AVX512-BF16 has half the rate). So one matrix product of an encoder's size is timed in both, once per processor,
+and the outcome is kept in raydr's cache. Without these instructions bfloat16 is emulated, and nothing is timed.
 
-    python -c "from raydr.encoders.precision import processor_features; print(processor_features())"
+    python -c "from raydr.encoders.precision import *; print(processor_features(), bfloat16_speedup())"
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import logging
+import os
 import platform
+import time
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+from raydr.encoders.cache import cache_folder
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
@@ -25,6 +33,10 @@ _FLAGS = {
     "bf16": "arm_bf16",
 }
 """Flag in /proc/cpuinfo (x86: `flags`, Arm: `Features`) -> the name used here."""
+_BFLOAT16_FEATURES = {"avx512_bf16", "amx_bf16", "arm_bf16"}
+_WORTH_IT = 1.15
+"""Below this speed-up float32 is taken: the network also converts, normalises and adds, which bfloat16 slows."""
+_TRIES = 20
 
 
 @functools.cache
@@ -53,7 +65,53 @@ def features_of_cpuinfo(text: str) -> frozenset[str]:
 
 
 def has_fast_bfloat16() -> bool:
-    return bool(processor_features() & {"avx512_bf16", "amx_bf16", "arm_bf16"})
+    """Whether bfloat16 is clearly faster than float32 on this processor."""
+    return bool(processor_features() & _BFLOAT16_FEATURES) and bfloat16_speedup() >= _WORTH_IT
+
+
+@functools.cache
+def bfloat16_speedup() -> float:
+    """Time of a matrix product in float32 over its time in bfloat16; measured once per processor and build of torch."""
+    import torch
+
+    key = f"{processor_name()} {sorted(processor_features())} {os.cpu_count()} torch {torch.__version__}"
+    file = cache_folder() / "processors" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    try:
+        return float(json.loads(file.read_text(encoding="utf-8"))["bfloat16_speedup"])
+    except (OSError, ValueError, KeyError):
+        pass
+    speedup = _measure_bfloat16_speedup()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps({"processor": key, "bfloat16_speedup": round(speedup, 3)}), encoding="utf-8")
+        scratch.replace(file)
+    except OSError as error:
+        log.warning("%s cannot be written, so the processor is measured at every start: %s", file, error)
+    return speedup
+
+
+def processor_name() -> str:
+    """What the processor calls itself, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.processor()
+
+
+def _measure_bfloat16_speedup() -> float:
+    import torch
+
+    # A feed-forward layer of a small encoder over a batch of 512 tokens; the best of interleaved calls, so that other
+    # work on the machine disturbs both alike.
+    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    inputs = {kind: (torch.randn(512, 384).to(kind), torch.randn(1536, 384).to(kind)) for kind in best}
+    for _ in range(_TRIES):
+        for kind, (x, weight) in inputs.items():
+            started = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            best[kind] = min(best[kind], time.perf_counter() - started)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def choose_precision(requested: Literal["auto"] | Precision, device: str) -> Precision:

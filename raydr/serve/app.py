@@ -1,9 +1,10 @@
 """`build_app`: the Serve application, from typed arguments. Names the deployments that a Serve config may override.
 
 Notable: Ingress (routes, searcher), Encoder, Shard0 .. Shard<D-1>, Bm25 and, where configured, Reranker. Fan-out and
-merge run inside the Ingress replica, because a deployment of their own would put one more hop before every answer. The
-index to serve is the Ingress's `user_config`, so a new one is swapped in by editing the YAML and `serve deploy`; while
-a replica prepares it, it goes on answering with the one it has.
+merge run inside the Ingress replica, because a deployment of their own would put one more hop before every answer.
+With `colocate` the encoder, the shards and the word side are in the Ingress replica as well, and it alone is scaled.
+The index to serve is the Ingress's `user_config`, so a new one is swapped in by editing the YAML and `serve deploy`;
+while a replica prepares it, it goes on answering with the one it has.
 
     serve run raydr.serve.app:build_app index=runs/demo/index
     serve run serve_configs/local.yaml
@@ -27,6 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from raydr.config import Config, validate
 from raydr.errors import RaydrError
 from raydr.index.reader import IndexReader
+from raydr.serve.colocated import colocated_searcher
 from raydr.serve.config import ApiKey, AppArgs
 from raydr.serve.encoder import Encoder, EncoderSettings
 from raydr.serve.http import build_http
@@ -49,6 +51,8 @@ class IngressSettings(Config):
     """Path of the index artifact, readable on every node."""
     version: str | None = Field(default=None, min_length=1)
     """The version expected there; another one is refused. Name it when an index is republished under the same path."""
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    """Settings of the encoder where `colocate` has it in this replica; else they are the Encoder's own user_config."""
 
 
 @serve.ingress()
@@ -59,14 +63,18 @@ class Ingress:
         self,
         args: AppArgs,
         api_keys: Sequence[ApiKey],
-        encoder: DeploymentHandle,
+        encoder: DeploymentHandle | None,
         shards: Sequence[DeploymentHandle],
         bm25: DeploymentHandle | None,
         reranker: DeploymentHandle | None,
     ) -> None:
         self._args = args
         self._api_keys = api_keys
-        self._searcher = Searcher(args, encoder=encoder, shards=shards, bm25=bm25, reranker=reranker)
+        self._own_encoder = Encoder(args.versions_held) if encoder is None else None
+        if self._own_encoder is not None:
+            self._searcher = colocated_searcher(args, self._own_encoder, reranker)
+        else:
+            self._searcher = Searcher(args, encoder=encoder, shards=shards, bm25=bm25, reranker=reranker)
         self._swap: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -80,6 +88,8 @@ class Ingress:
         """
         settings = validate(IngressSettings, user_config, where="user_config of the Ingress deployment")
         path = str(settings.index.resolve())
+        if self._own_encoder is not None:
+            self._own_encoder.reconfigure(settings.encoder.model_dump())
         if self._swap is None:
             self._swap = asyncio.ensure_future(self._searcher.use(path, version=settings.version))
             await self._swap
@@ -97,35 +107,27 @@ class Ingress:
 def build_app(args: AppArgs) -> Application:
     """The application for `args.index`. Raises `RaydrError` when there is no such index, or a key file is missing."""
     index = args.index.resolve()
-    reader = IndexReader.open(index)
-    num_deployments = args.shard_deployments or reader.num_shards
-    if num_deployments < 1:
+    num_shards = IndexReader.open(index).num_shards
+    if num_shards < 1:
         raise RaydrError(f"{index}: has no shards to serve")
     held = args.versions_held
-
-    def deployed(part: type, *bound: Any, **options: Any) -> Application:
-        made: Any = serve.deployment(part, **options)
-        return made.bind(*bound)
-
-    encoder = deployed(
-        Encoder,
-        held,
-        max_ongoing_requests=256,
-        max_queued_requests=512,
-        user_config=EncoderSettings().model_dump(),
-        backpressure_config=_OVERLOAD,
-    )
-    shards = [
-        deployed(Shard, number, num_deployments, held, name=f"Shard{number}", backpressure_config=_OVERLOAD, **_LIGHT)
-        for number in range(num_deployments)
-    ]
-    bm25 = deployed(Bm25, held, backpressure_config=_OVERLOAD, **_LIGHT) if args.bm25 else None
-    reranker = None
-    if args.reranker is not None:
-        reranker = deployed(Reranker, args.reranker, backpressure_config=_OVERLOAD, **_LIGHT)
     # More than `concurrent_requests`, so that the replica itself refuses what is too much, as JSON like any error.
     ongoing = 2 * args.limits.concurrent_requests
-    return deployed(
+    encoder: Application | None = None
+    shards: list[Application] = []
+    bm25: Application | None = None
+    if not args.colocate:
+        encoder = _deployed(
+            Encoder, held, max_ongoing_requests=256, max_queued_requests=512, user_config=EncoderSettings().model_dump()
+        )
+        num_deployments = args.shard_deployments or num_shards
+        shards = [
+            _deployed(Shard, number, num_deployments, held, name=f"Shard{number}", **_LIGHT)
+            for number in range(num_deployments)
+        ]
+        bm25 = _deployed(Bm25, held, **_LIGHT) if args.bm25 else None
+    reranker = _deployed(Reranker, args.reranker, **_LIGHT) if args.reranker is not None else None
+    return _deployed(
         Ingress,
         args.model_copy(update={"index": index}),
         args.read_api_keys(),
@@ -133,9 +135,13 @@ def build_app(args: AppArgs) -> Application:
         shards,
         bm25,
         reranker,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 1 if args.colocate else 0.1},
         max_ongoing_requests=ongoing,
         max_queued_requests=ongoing,
-        backpressure_config=_OVERLOAD,
         user_config=IngressSettings(index=index).model_dump(mode="json"),
     )
+
+
+def _deployed(part: type, *bound: Any, **options: Any) -> Application:
+    made: Any = serve.deployment(part, backpressure_config=_OVERLOAD, **options)
+    return made.bind(*bound)

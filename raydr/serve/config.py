@@ -78,6 +78,9 @@ class AppArgs(Config):
     of the Ingress deployment."""
     model_name: str | None = Field(default=None, pattern=r"^[\w./:-]{1,128}$")
     """Name of the encoder in `/v1/models`; null: the name its method gives the model."""
+    colocate: bool = False
+    """Whether encoder, shards and word side live in each Ingress replica instead of in deployments of their own: no
+    hop between processes and one copy of everything per replica, for an index that fits one."""
     shard_deployments: int | None = Field(default=None, ge=1)
     """How many Shard deployments there are; null: one per shard of `index`. Deployment `i` holds the shards `j` with
     `j % shard_deployments == i`, so an index with another number of shards can be swapped in."""

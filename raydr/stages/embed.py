@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact, write_durably
 from raydr.config import Component
@@ -28,6 +27,7 @@ from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
 from raydr.encoders.text import SPEED_SETTINGS
 from raydr.errors import ArtifactError
+from raydr.progress import Progress
 from raydr.stages import embed_on_ray
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
@@ -60,7 +60,9 @@ def embed_corpus(
         folder.mkdir(exist_ok=True)
         start = time.perf_counter()
         if use_ray:
-            work = embed_on_ray.embed_files(corpus, build_encoder, config, out, folder)
+            work = embed_on_ray.embed_files(
+                corpus, build_encoder, config, out, folder, num_done=len(_positions(folder))
+            )
         else:
             work = _embed_here(corpus, Embedder(lambda: encoder), config, folder)
         seconds = time.perf_counter() - start
@@ -90,7 +92,7 @@ def check_complete(folder: Path, num_passages: int) -> None:
 def _embed_here(corpus: Corpus, embedder: Embedder, config: EmbedConfig, folder: Path) -> Work:
     """Embeds block after block in this process; a file is renamed into place when it is whole."""
     done = pa.array(_positions(folder))
-    with tqdm(total=corpus.num_passages, initial=len(done), desc="embed", unit="passage", disable=None) as bar:
+    with Progress("embed", total=corpus.num_passages, initial=len(done), unit="passage") as progress:
         for table in corpus.passages([PASSAGE_ID, POSITION, TITLE, TEXT]):
             todo = table.filter(pc.invert(pc.is_in(table[POSITION], value_set=done)))
             for start in range(0, len(todo), config.passages_per_block):
@@ -99,7 +101,7 @@ def _embed_here(corpus: Corpus, embedder: Embedder, config: EmbedConfig, folder:
                 pq.write_table(block, sink)
                 name = f"part-{block[POSITION][0].as_py():010d}.parquet"
                 write_durably(folder / name, sink.getvalue().to_pybytes())
-                bar.update(len(block))
+                progress.update(len(block))
     return embedder.work
 
 

@@ -11,9 +11,12 @@ its rows embedded again.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,7 @@ import pyarrow as pa
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ConfigError
+from raydr.progress import Progress
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
@@ -106,8 +110,13 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
     return stage
 
 
-def embed_files(corpus: Corpus, build_encoder: BuildEncoder, config: EmbedConfig, out: Path, folder: Path) -> Work:
-    """Embeds a corpus into Parquet files in `folder`, going on from the checkpoints in `out`; what it did this time."""
+def embed_files(
+    corpus: Corpus, build_encoder: BuildEncoder, config: EmbedConfig, out: Path, folder: Path, *, num_done: int
+) -> Work:
+    """Embeds a corpus into Parquet files in `folder`, going on from the checkpoints in `out`; what it did this time.
+
+    `num_done` passages are there already, for the progress shown.
+    """
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
@@ -120,11 +129,39 @@ def embed_files(corpus: Corpus, build_encoder: BuildEncoder, config: EmbedConfig
         # Kept until the manifest is written: a crash just before that must not embed everything again.
         delete_checkpoint_on_success=False,
     )
-    with ray.data.DataContext.current(context):
+    # Ray's own bars show operators and blocks, and without a terminal some thirty log lines every ten seconds; its
+    # dashboard has all of that. Here it is passages that count.
+    context.enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.WARNING)
+    with ray.data.DataContext.current(context), _shown(tally, corpus.num_passages, num_done):
         files = [str(file.resolve()) for file in corpus.passage_files]
         dataset = ray.data.read_parquet(files, columns=columns)
         embed_stage(build_encoder, config, tally=tally)(dataset).write_parquet(str(folder.resolve()))
     return ray.get(tally.work.remote())
+
+
+@contextmanager
+def _shown(tally: Any, num_passages: int, num_done: int) -> Iterator[None]:
+    """Shows the tally's count while the block runs."""
+    import ray
+
+    ended = threading.Event()
+
+    def follow(progress: Progress) -> None:
+        while not ended.wait(1.0):
+            progress.update_to(num_done + ray.get(tally.work.remote()).passages)
+
+    with Progress("embed", total=num_passages, initial=num_done, unit="passage") as progress:
+        thread = threading.Thread(target=follow, args=(progress,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            progress.update_to(num_done + ray.get(tally.work.remote()).passages)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
-from tqdm import tqdm
 
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.data.corpus import Corpus
@@ -34,6 +33,7 @@ from raydr.evaluation.trec import write_run
 from raydr.index.fusion import fuse
 from raydr.index.reader import IndexReader
 from raydr.index.sharded import LocalShards, RayShards
+from raydr.progress import Progress
 from raydr.protocols import Reranker, TopK
 from raydr.stages.config import SearchConfig
 from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
@@ -81,11 +81,11 @@ def search_corpus(
         table = _HitsTable(out, searcher.ranks_documents, config.run_tag)
         stack.callback(table.close)
         start = time.perf_counter()
-        with tqdm(total=len(queries), desc="search", unit="query", disable=None) as bar:
+        with Progress("search", total=len(queries), unit="query") as progress:
             for first in range(0, len(queries), config.query_batch):
                 block = queries[first : first + config.query_batch]
                 table.write(searcher.hits(block, reranker))
-                bar.update(len(block))
+                progress.update(len(block))
         search_s = time.perf_counter() - start
         writer.counts.update(queries=len(queries), hits=table.num_hits, unanswered=len(queries) - table.num_answered)
         writer.details.update(

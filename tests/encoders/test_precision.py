@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raydr.encoders import precision
-from raydr.encoders.precision import choose_precision, features_of_cpuinfo, processor_features
+from raydr.encoders.precision import bfloat16_speedup, choose_precision, features_of_cpuinfo, processor_features
 
 ZEN4 = "".join(f"processor : {i}\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n\n" for i in range(2))
 SAPPHIRE_RAPIDS = "flags : avx512_bf16 amx_bf16 amx_tile avx512_vnni\n"
@@ -37,10 +37,53 @@ def test_agrees_with_torch_on_this_machine():
     assert ("avx512_vnni" in found) == torch.cpu._is_vnni_supported()
 
 
-@pytest.mark.parametrize(("cpuinfo", "expected"), [(ZEN4, "bfloat16"), (SKYLAKE, "float32"), (GRAVITON3, "bfloat16")])
-def test_auto_follows_the_processor(monkeypatch, cpuinfo, expected):
+@pytest.mark.parametrize(
+    ("cpuinfo", "speedup", "expected"),
+    [
+        (ZEN4, 2.9, "bfloat16"),
+        (ZEN4, 0.55, "float32"),  # it has the instructions, and they are slow
+        (SKYLAKE, 9.0, "float32"),  # it has not, and is not asked
+        (GRAVITON3, 2.0, "bfloat16"),
+    ],
+)
+def test_auto_takes_what_is_faster(monkeypatch, cpuinfo, speedup, expected):
     monkeypatch.setattr(precision, "processor_features", lambda: features_of_cpuinfo(cpuinfo))
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: speedup)
     assert choose_precision("auto", "cpu") == expected
+
+
+def test_the_speedup_is_measured_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAYDR_CACHE", str(tmp_path))
+    bfloat16_speedup.cache_clear()
+    measured = bfloat16_speedup()
+    assert 0.01 < measured < 100
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text('{"bfloat16_speedup": 7.5}')
+    bfloat16_speedup.cache_clear()
+    assert bfloat16_speedup() == 7.5
+    file.write_text("half a fi")  # what cannot be read is measured again
+    bfloat16_speedup.cache_clear()
+    assert 0.01 < bfloat16_speedup() < 100
+    bfloat16_speedup.cache_clear()
+
+
+def test_the_speedup_agrees_with_a_longer_measurement():
+    """The choice must not be a matter of chance: a larger product, measured apart, prefers the same precision."""
+    import time
+
+    pairs = {
+        kind: (torch.randn(2048, 768).to(kind), torch.randn(768, 768).to(kind))
+        for kind in (torch.float32, torch.bfloat16)
+    }
+    seconds = dict.fromkeys(pairs, float("inf"))
+    for _ in range(15):
+        for kind, (x, weight) in pairs.items():
+            started = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            seconds[kind] = min(seconds[kind], time.perf_counter() - started)
+    longer = seconds[torch.float32] / seconds[torch.bfloat16]
+    if not 0.8 < longer < 1.5:  # near 1 either choice is right
+        assert (bfloat16_speedup() >= 1.15) == (longer >= 1.15)
 
 
 def test_an_emulated_precision_is_granted_with_a_warning(monkeypatch, caplog):

@@ -42,13 +42,13 @@ def serve_in_process(animals) -> Callable[..., Any]:
     """`serve_in_process(limits=..., api_keys=[...])` is a test client of the whole application over `animals`."""
     from starlette.testclient import TestClient
 
+    from raydr.serve.colocated import colocated_searcher
     from raydr.serve.config import AppArgs
     from raydr.serve.http import build_http
-    from raydr.serve.in_process import in_process_searcher
 
     def start(*, base_url: str = "http://127.0.0.1", index: Path = animals, **values: Any) -> TestClient:
         args = AppArgs(index=index, **values)
-        searcher = in_process_searcher(args, num_shard_deployments=2)
+        searcher = colocated_searcher(args, num_shard_deployments=2)
         client = TestClient(build_http(searcher, args, args.api_keys), base_url=base_url)
         client.__enter__()  # one event loop for the loading below and all requests
         client.portal.call(searcher.use, str(index))

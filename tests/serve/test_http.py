@@ -339,12 +339,12 @@ def test_health_and_readiness(client, reader, serve_in_process):
 def test_before_an_index_is_loaded_the_server_is_alive_but_not_ready(animals):
     from starlette.testclient import TestClient
 
+    from raydr.serve.colocated import colocated_searcher
     from raydr.serve.config import AppArgs
     from raydr.serve.http import build_http
-    from raydr.serve.in_process import in_process_searcher
 
     args = AppArgs(index=animals)
-    client = TestClient(build_http(in_process_searcher(args), args), base_url="http://127.0.0.1")
+    client = TestClient(build_http(colocated_searcher(args), args), base_url="http://127.0.0.1")
     assert client.get("/health").status_code == 200
     assert client.get("/ready").status_code == 503
     response = client.post("/v1/search", json={"query": "x"})

@@ -76,13 +76,13 @@ def keyed_site(index: Path) -> Iterator[str]:
     """The same behind an API key with a rate limit; without Ray, since a second encoder does not fit two CPUs."""
     import uvicorn
 
+    from raydr.serve.colocated import colocated_searcher
     from raydr.serve.config import AppArgs
     from raydr.serve.http import build_http
-    from raydr.serve.in_process import in_process_searcher
 
     key = {"name": "test", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 20, "burst": 6}
     args = AppArgs.model_validate({"index": index, "api_keys": [key]})
-    searcher = in_process_searcher(args)
+    searcher = colocated_searcher(args)
     app = build_http(searcher, args, args.api_keys)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))

@@ -1,0 +1,52 @@
+"""How far long work has come: a bar on a terminal, a line now and then in a log.
+
+with Progress("embed", total=8000, unit="passage") as progress:
+    progress.update(512)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LINE_EVERY_S = 15.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class Progress:
+    """Counts `unit`s up to `total`; `initial` of them are done already. Writes to stderr."""
+
+    def __init__(self, name: str, *, total: int, initial: int = 0, unit: str = "item") -> None:
+        from tqdm import tqdm
+
+        self._name, self._total, self._initial, self._unit = name, total, initial, unit
+        self._done = initial
+        self._started = self._written = time.monotonic()
+        self._bar = tqdm(total=total, initial=initial, desc=name, unit=unit, unit_scale=total > 10_000, disable=None)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def update(self, count: int) -> None:
+        """`count` more are done."""
+        self.update_to(self._done + count)
+
+    def update_to(self, done: int) -> None:
+        """`done` are done in all."""
+        self._bar.update(done - self._done)
+        self._done = done
+        now = time.monotonic()
+        if self._bar.disable and now - self._written >= LINE_EVERY_S:
+            self._written = now
+            print(self._line(now - self._started), file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        rate = (self._done - self._initial) / seconds
+        left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
+        return f"{self._name}: {self._done:,} of {self._total:,} ({rate:,.0f} {self._unit}/s{left})"
