@@ -17,6 +17,9 @@ Runtime: TypeAlias = Literal["auto", "local", "ray"]
 AUTO_RAY_PASSAGES = 50_000
 """`auto` goes to Ray from this many passages on: below it, starting a cluster costs more than it gains."""
 
+_started_here = False
+"""Whether `connect` started the cluster rather than joining one."""
+
 
 def uses_ray(runtime: Runtime, *, num_passages: int) -> bool:
     """Whether a step over `num_passages` runs on Ray."""
@@ -42,7 +45,27 @@ def connect(*, dashboard: bool = False) -> str:
     """
     import ray
 
+    global _started_here
+    was_connected = ray.is_initialized()
     context = ray.init(
         include_dashboard=dashboard, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING
     )
+    if not was_connected:
+        # Ray says it nowhere in public; this is where its own `ray.shutdown` looks for what to stop.
+        _started_here = ray._private.worker._global_node.head
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def owns_cluster() -> bool:
+    """Whether `connect` started the cluster of this process, so that the cluster may be stopped with it."""
+    ray = sys.modules.get("ray")
+    return _started_here and ray is not None and ray.is_initialized()
+
+
+def disconnect() -> None:
+    """Leaves the cluster; stops it if it was started here."""
+    import ray
+
+    global _started_here
+    ray.shutdown()
+    _started_here = False

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from raydr.runtime import AUTO_RAY_PASSAGES, connect, in_cluster, uses_ray
+from raydr.runtime import AUTO_RAY_PASSAGES, connect, in_cluster, owns_cluster, uses_ray
 
 
 @pytest.fixture
@@ -60,3 +60,15 @@ def test_a_joined_cluster_is_used_and_kept(ray_cluster):
     assert uses_ray("auto", num_passages=1)
     connect()
     assert ray.get_runtime_context().get_node_id() == node
+    assert not owns_cluster()  # the fixture started it
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cluster_started_here_can_be_stopped():
+    code = (
+        "import ray; from raydr.runtime import connect, disconnect, in_cluster, owns_cluster; "
+        "connect(); print(owns_cluster()); disconnect(); print(owns_cluster(), in_cluster())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "False"]

@@ -153,6 +153,9 @@ class TextEncoder:
         embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
         if not texts:
             return embeddings
+        if len(texts) <= _CHUNK_TEXTS:  # nothing to read ahead: a query pays for no thread
+            embeddings[:] = self._batcher.run(tokenizer.encode(texts))
+            return embeddings
         with ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(tokenizer.encode, texts[:_CHUNK_TEXTS])
             for start in range(0, len(texts), _CHUNK_TEXTS):

@@ -72,7 +72,7 @@ class Ingress:
         self._api_keys = api_keys
         self._own_encoder = Encoder(args.versions_held) if encoder is None else None
         if self._own_encoder is not None:
-            self._searcher = colocated_searcher(args, self._own_encoder, reranker)
+            self._searcher = colocated_searcher(args, self._own_encoder, reranker=reranker)
         else:
             self._searcher = Searcher(args, encoder=encoder, shards=shards, bm25=bm25, reranker=reranker)
         self._swap: asyncio.Task[None] | None = None

@@ -27,7 +27,7 @@ from raydr.verbs.evaluate import evaluate
 from raydr.verbs.index import index
 from raydr.verbs.query import print_hits
 from raydr.verbs.search import search
-from raydr.verbs.serve import ask, check_port, serving, wait_for_interrupt
+from raydr.verbs.serve import ask, check_port, prefer_few_hops, serving, wait_for_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +57,7 @@ def demo(config: DemoConfig) -> None:
     started = time.monotonic()
     if config.serve:
         check_port("127.0.0.1", config.port)  # now, not after minutes of work
+        prefer_few_hops()
     with _step(1, "Collecting the documentation of the packages installed in this environment"):
         build_api_docs(config.out / "docs", size=config.size)
     run = RunConfig(

@@ -23,9 +23,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 class Server:
     """A Serve instance on a free port, deployed by config."""
 
-    def __init__(self, port: int, index: Path) -> None:
+    def __init__(self, port: int, index: Path, *, colocate: bool) -> None:
         import httpx
 
+        self.colocate = colocate
         self.address = f"http://127.0.0.1:{port}"
         self.index = index
         self.http = httpx.Client(base_url=self.address, timeout=60)
@@ -44,6 +45,7 @@ class Server:
                     "runtime_env": {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
                     "args": {
                         "index": str(self.index),
+                        "colocate": self.colocate,
                         "reranker": {"import_path": "tiny_serving:LexicalReranker"},
                     },
                     "deployments": [{"name": "Ingress", "user_config": {"index": str(index), **user_config}}],
@@ -67,8 +69,8 @@ class Server:
         return response.json()
 
 
-@pytest.fixture(scope="module")
-def server(ray_cluster, animals, tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["apart", "colocated"])
+def server(request, ray_cluster, animals, tmp_path_factory):
     import socket
 
     from ray import serve
@@ -77,7 +79,7 @@ def server(ray_cluster, animals, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    server = Server(port, animals)
+    server = Server(port, animals, colocate=request.param)
     server.deploy(animals)
     server.wait_for(IndexReader.open(animals).version)
     yield server
