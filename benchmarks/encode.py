@@ -6,6 +6,7 @@ Every contender is a process of its own with the same model folder, maximum leng
 (A B C, B C A, ...), outputs are compared with fp32 before a speed counts. `--peer-python` is an interpreter with
 `sentence-transformers[openvino]` (and without torchvision, which that extra pulls in for another torch):
 
+    python -m venv ~/flag && ~/flag/bin/pip install torch==2.13.0 FlagEmbedding          (for --flag-python)
     python -m venv ~/st-openvino && ~/st-openvino/bin/pip install torch==2.13.0 'sentence-transformers[openvino]'
     ~/st-openvino/bin/pip uninstall -y torchvision
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import importlib.util
 import json
 import os
 import random
@@ -91,7 +91,7 @@ class Worker:
         self._process.wait()
 
 
-def contenders(arguments: argparse.Namespace, workload: str) -> dict[str, tuple[Worker, int]]:
+def contenders(arguments: argparse.Namespace, workload: str, calibration: Path) -> dict[str, tuple[Worker, int]]:
     """Name -> (its process, its batch size); a peer that is not installed is left out and named on stderr."""
     max_tokens = open_checkpoint(arguments.model).max_tokens
     folder, best, peer_python = str(locate(arguments.model)), arguments.best_batch, arguments.peer_python
@@ -103,16 +103,20 @@ def contenders(arguments: argparse.Namespace, workload: str) -> dict[str, tuple[
         (f"ST, batch {best}", sys.executable, "sentence-transformers", {}, best),
         (f"ST bf16, batch {best}", sys.executable, "sentence-transformers", {"dtype": "bfloat16"}, best),
     ]
-    if importlib.util.find_spec("FlagEmbedding"):
+    if arguments.flag_python:
         options = {"normalize_embeddings": True, "use_fp16": False, "pooling_method": "mean", "devices": "cpu"}
-        plans.append(("FlagEmbedding", sys.executable, "flagembedding", options, 256))
+        plans.append(("FlagEmbedding", arguments.flag_python, "flagembedding", options, 256))
     if peer_python:
-        plans += [
-            (f"ST OpenVINO, batch {size}", peer_python, "sentence-transformers", {"backend": "openvino"}, size)
-            for size in sorted({32, 16, best})
-        ]
-    if workload == "long":  # the slow ones say nothing more about the cost of reading
-        plans = [plan for plan in plans if plan[0].startswith(("raydr (auto)", "ST bf16", "ST OpenVINO, batch 16"))]
+        openvino = {"backend": "openvino"}
+        full = {**openvino, "model_kwargs": {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}}
+        int8 = {**openvino, "int8_calibrated_on": str(calibration)}
+        for size in sorted({32, 16, best}):
+            plans.append((f"ST OpenVINO, batch {size}", peer_python, "sentence-transformers", openvino, size))
+        plans.append((f"ST OpenVINO fp32, batch {best}", peer_python, "sentence-transformers", full, best))
+        plans.append((f"ST OpenVINO int8, batch {best}", peer_python, "sentence-transformers", int8, best))
+    if workload in ("long", "lengths"):  # the other settings say nothing more about the cost of reading
+        wanted = ("raydr (auto)", "ST, batch 32", "ST OpenVINO, batch 16", "ST OpenVINO fp32")
+        plans = [plan for plan in plans if plan[0].startswith(wanted)]
     found: dict[str, tuple[Worker, int]] = {}
     for name, python, peer, options, size in plans:
         script = HERE / "peers" / ("raydr_worker.py" if peer == "raydr" else "st_worker.py")
@@ -128,7 +132,9 @@ def measure(workload: str, number: int, arguments: argparse.Namespace, scratch: 
     texts, source = texts_of(workload, number)
     file = scratch / f"{workload}.json"
     file.write_text(json.dumps(texts), encoding="utf-8")
-    running = contenders(arguments, workload)
+    calibration = scratch / "calibration.json"
+    calibration.write_text(json.dumps(texts_of("short", number + 100)[0][-100:]), encoding="utf-8")
+    running = contenders(arguments, workload, calibration)
     last: dict[str, dict[str, Any]] = {}
     outputs: dict[str, np.ndarray] = {}
     try:
@@ -172,6 +178,40 @@ def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
 
 
+def lengths(arguments: argparse.Namespace, scratch: Path) -> tuple[str, dict[str, Any]]:
+    """W2: seconds per text against its length; only the first 256 tokens are ever embedded."""
+    texts, source = texts_of("long", 100)
+    words = " ".join(texts).split()
+    sizes = [200, 1_000, 5_000, 20_000, 50_000]
+    count = 8
+    files = []
+    for size in sizes:
+        own = [" ".join(words[start : start + size]) for start in range(0, count * size, size)]
+        files.append(scratch / f"length-{size}.json")
+        files[-1].write_text(json.dumps(own), encoding="utf-8")
+    calibration = scratch / "calibration.json"
+    calibration.write_text(json.dumps(texts_of("short", 100)[0]), encoding="utf-8")
+    running = contenders(arguments, "lengths", calibration)
+    results: dict[str, dict[int, list[float]]] = {}
+    try:
+        for size, file in zip(sizes, files, strict=True):
+            for worker, _ in running.values():
+                worker.ask({"do": "texts", "file": str(file)})
+
+            def call(name: str) -> Callable[[], None]:
+                worker, batch = running[name]
+                return lambda: worker.ask({"do": "encode", "batch_size": batch})
+
+            for name, times in rounds({name: call(name) for name in running}, arguments.rounds).items():
+                results.setdefault(name, {})[size] = [1000 * s / count for s in times]
+    finally:
+        for worker, _ in running.values():
+            worker.close()
+    rows = [[name, *(spread(own[size]) for size in sizes)] for name, own in results.items()]
+    heading = f"### lengths: milliseconds per text ({source}) of so many words\n\n"
+    return heading + markdown(["contender", *(f"{size:,}" for size in sizes)], rows) + "\n", results
+
+
 def fixed_cost(scratch: Path, num_passages: int, num_rounds: int) -> tuple[str, dict[str, Any]]:
     """W11: one small corpus embedded by the `embed` step in this process and on a fresh Ray cluster, start to exit."""
     texts, _ = texts_of("short", num_passages)
@@ -193,7 +233,7 @@ def fixed_cost(scratch: Path, num_passages: int, num_rounds: int) -> tuple[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", default=["short", "mixed", "long", "fixed_cost"])
+    parser.add_argument("--workloads", nargs="+", default=["short", "mixed", "long", "lengths", "fixed_cost"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--short", type=int, default=2000, help="number of short texts")
     parser.add_argument("--mixed", type=int, default=1000, help="number of mixed texts")
@@ -203,13 +243,16 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--peer-python", help="interpreter with sentence-transformers[openvino]")
+    parser.add_argument("--flag-python", help="interpreter with FlagEmbedding")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/encode"))
     arguments = parser.parse_args()
     tables, results = "", {}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for workload in arguments.workloads:
-            if workload == "fixed_cost":
+            if workload == "lengths":
+                table, results[workload] = lengths(arguments, Path(folder))
+            elif workload == "fixed_cost":
                 table, results[workload] = fixed_cost(Path(folder), arguments.fixed_cost, arguments.rounds)
             else:
                 table, results[workload] = measure(workload, getattr(arguments, workload), arguments, Path(folder))

@@ -1,15 +1,17 @@
 """W6 and the serving half of W11: what a request costs, and what Ray Serve adds to it.
 
     python benchmarks/serve.py --index runs/demo/index --rounds 5 --requests 200
-    python benchmarks/serve.py --index runs/demo/index --only bare asgi --clients 1 --requests 20 --rounds 1   # a try
+    python benchmarks/serve.py --index runs/demo/index --only bare asgi --clients 1 --requests 20 --rounds 1
 
 Contenders over one index with the same encoder settings, interleaved; each server is a process of its own with a
-cluster of its own, and all are up during the whole run:
-    bare      the pipeline called in a process of its own, one query after the other: the floor
-    asgi      the same HTTP routes and searcher under uvicorn, without Ray: what HTTP and JSON cost
-    serve     Ray Serve with its Python proxy, the default
-    haproxy   Ray Serve behind HAProxy, which calls the Ingress replica directly (RAY_SERVE_ENABLE_HA_PROXY=1)
-    tuned     the same with RAY_SERVE_THROUGHPUT_OPTIMIZED=1: one loop per replica, gRPC between them, buffered logs
+cluster of its own, and all that take part are up during the whole run (on two cores: one Serve contender a run, beside
+`asgi`, because an idle cluster is not for nothing):
+    bare               the pipeline called in a process of its own, one query after the other: the floor
+    asgi               the same HTTP routes and searcher under uvicorn, without Ray: what HTTP and JSON cost
+    colocated          Ray Serve as `raydr serve` starts it: one replica behind HAProxy, Serve's throughput settings
+    colocated-default  one replica behind Serve's own Python proxy
+    apart              a deployment per part, behind HAProxy, with the throughput settings: search.yaml
+    apart-default      a deployment per part behind the Python proxy, no settings
 Others' servers join for /v1/embeddings: start them on the same machine with the same model files and threads, and give
 `--peer infinity=http://127.0.0.1:7997,MODEL` (repeatable; the path /embeddings is added). `peers/embeddings_server.py`
 is the server people write themselves. The answers of all must agree before a speed counts.
@@ -43,15 +45,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from interleaved import markdown, quantile, write
 
+_FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 SERVERS: dict[str, dict[str, str]] = {
     "asgi": {},
-    "serve": {},
-    "colocated": {},
-    "colocated fast": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
-    "serve fast": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
-    "colocated tuned": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
-    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
-    "tuned": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+    "colocated": _FAST,
+    "colocated-default": {},
+    "apart": _FAST,
+    "apart-default": {},
 }
 WORDS = "array index sort merge column tensor gradient model cluster task actor table file parse string date".split()  # noqa: SIM905
 
@@ -254,6 +254,9 @@ def check_agreement(targets: list[Target], index: Path) -> None:
 def measure(arguments: argparse.Namespace, targets: list[Target]) -> list[dict[str, Any]]:
     records = []
     for workload in arguments.workloads:
+        if workload == "memory":
+            records += [memory_over_time(target, arguments.minutes) for target in targets]
+            continue
         for target in targets:  # not counted: fills caches, opens connections
             if workload != "search" or target.process is not None:
                 asyncio.run(closed_loop(workload, target, 4, 20))
@@ -280,6 +283,45 @@ def measure(arguments: argparse.Namespace, targets: list[Target]) -> list[dict[s
     return records
 
 
+def memory_over_time(target: Target, minutes: float) -> dict[str, Any]:
+    """Four clients embed and search for `minutes`; the process group's memory at the start, half-way and the end."""
+    assert target.process is not None
+    marks = [memory_mib(target.process.pid)]
+    finished = []
+    for _ in range(2):
+        end = time.monotonic() + 30 * minutes
+        while time.monotonic() < end:
+            for workload in ("embed 16", "search"):
+                finished.append(asyncio.run(closed_loop(workload, target, 4, 200)))
+        marks.append(memory_mib(target.process.pid))
+    per_s = float(np.median([one["per_s"] for one in finished]))
+    errors = sum(one["errors"] for one in finished)
+    load = f"4 clients, {minutes:g} min: MiB at start, half-way, end: {', '.join(f'{mark:.0f}' for mark in marks)}"
+    nothing = dict.fromkeys(("p50", "p95", "p99"), float("nan"))
+    return {"workload": "memory", "contender": target.name, "load": load, "per_s": per_s, "errors": errors, **nothing}
+
+
+def memory_mib(leader: int) -> float:
+    """Proportional set size of a process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    total, todo = 0, [leader]
+    while todo:
+        pid = todo.pop()
+        todo += children.get(pid, [])
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total / 1024
+
+
 def table(records: list[dict[str, Any]]) -> str:
     """Medians over the rounds; the errors are added up."""
     rows = []
@@ -295,12 +337,13 @@ def table(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", default=["bare", *SERVERS], choices=["bare", *SERVERS])
+    parser.add_argument("--only", nargs="*", default=["bare", "asgi", "colocated"], choices=["bare", *SERVERS])
     parser.add_argument("--peer", action="append", default=[], help="NAME=URL[,MODEL] of another embeddings server")
-    parser.add_argument("--workloads", nargs="*", default=["search", "embed 1", "embed 16"])
+    parser.add_argument("--workloads", nargs="*", default=["search", "embed 1", "embed 16"], help="also: memory")
     parser.add_argument("--clients", nargs="*", type=int, default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=200, help="per contender, load and round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=10, help="of the workload `memory`")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/serve"), help="writes OUT.md and OUT.json")
     parser.add_argument("--run-server", choices=list(SERVERS), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
