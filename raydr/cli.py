@@ -31,6 +31,8 @@ _VERBS = {
     "search": "search: type a query, or give a config to search with a whole query set (OUT/search/run.trec)",
     "evaluate": "measure a run against judgements (OUT/evaluate/metrics.json, report.html), or compare run files",
     "reproduce": "all of the above in order, skipping what is finished",
+    "mine": "find negatives for training queries in an index (OUT/examples)",
+    "train": "train the method, from mining to the model (OUT/train)",
 }
 
 _EPILOG = """\

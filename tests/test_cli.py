@@ -19,6 +19,8 @@ SURFACE = {
     "search": {"config", "overrides", "--dry-run", "--output", "--index", "-k", "--mode"},
     "evaluate": {"config", "overrides", "--dry-run", "--output"},
     "reproduce": {"config", "overrides", "--dry-run", "--output"},
+    "train": {"config", "overrides", "--dry-run", "--output"},
+    "mine": {"config", "overrides", "--dry-run", "--output"},
     "serve": {"index", "--host", "--port"},
     "update show": {"index"},
     "update add": {"index", "run_folder", "--replace"},

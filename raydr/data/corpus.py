@@ -3,6 +3,7 @@
 corpus = Corpus.open("runs/a/corpus")
 for table in corpus.passages(["passage_id", "text"]): ...
 corpus.queries(); corpus.qrels()
+QuerySet.open("runs/a/queries").qrels()         the queries of another split over the same passages
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import pyarrow.parquet as pq
 
 from raydr.artifacts import Artifact, open_artifact
 from raydr.errors import DataError
-from raydr.types import PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Qrels, Query
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Qrels, Query
 
 KIND = "corpus"
+QUERIES_KIND = "queries"
 PASSAGES = "passages"
 QUERIES = "queries.parquet"
 QRELS = "qrels.parquet"
@@ -26,19 +28,49 @@ REJECTS = "rejects.jsonl"
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """A finished corpus on disk."""
+class QuerySet:
+    """Queries and their judgements on disk."""
 
     artifact: Artifact
+
+    @classmethod
+    def open(cls, path: str | Path) -> QuerySet:
+        """Raises `ArtifactError` when there are no finished queries at `path`."""
+        return cls(open_artifact(path, kind=QUERIES_KIND))
+
+    @property
+    def path(self) -> Path:
+        return self.artifact.path
+
+    def queries(self) -> list[Query]:
+        """The queries that have judgements, or all of them where there are no judgements."""
+        table = pq.read_table(self.path / QUERIES)
+        return [Query(*row) for row in zip(table[QUERY_ID].to_pylist(), table[TEXT].to_pylist(), strict=True)]
+
+    @property
+    def has_qrels(self) -> bool:
+        return (self.path / QRELS).is_file()
+
+    def qrels(self) -> Qrels:
+        """The judgements; they name documents where documents were split. Raises `DataError` when there are none."""
+        if not self.has_qrels:
+            raise DataError(f"{self.path}: has no judgements (qrels)")
+        table = pq.read_table(self.path / QRELS)
+        qrels: Qrels = {}
+        rows = zip(*(table[name].to_pylist() for name in (QUERY_ID, PASSAGE_ID, RELEVANCE)), strict=True)
+        for query_id, passage_id, relevance in rows:
+            qrels.setdefault(query_id, {})[passage_id] = relevance
+        return qrels
+
+
+@dataclass(frozen=True)
+class Corpus(QuerySet):
+    """A finished corpus on disk: passages, with the queries and judgements of a split where there are any."""
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
         """Raises `ArtifactError` when there is no finished corpus at `path`."""
         return cls(open_artifact(path, kind=KIND))
-
-    @property
-    def path(self) -> Path:
-        return self.artifact.path
 
     @property
     def num_passages(self) -> int:
@@ -64,22 +96,7 @@ class Corpus:
         for file in self.passage_files:
             yield pq.read_table(file, columns=list(columns) if columns is not None else None)
 
-    def queries(self) -> list[Query]:
-        """The queries that have judgements, or all of them where there are no judgements."""
-        table = pq.read_table(self.path / QUERIES)
-        return [Query(*row) for row in zip(table[QUERY_ID].to_pylist(), table[TEXT].to_pylist(), strict=True)]
-
-    @property
-    def has_qrels(self) -> bool:
-        return (self.path / QRELS).is_file()
-
-    def qrels(self) -> Qrels:
-        """The judgements; they name documents where documents were split. Raises `DataError` when there are none."""
-        if not self.has_qrels:
-            raise DataError(f"{self.path}: this corpus has no judgements (qrels)")
-        table = pq.read_table(self.path / QRELS)
-        qrels: Qrels = {}
-        rows = zip(*(table[name].to_pylist() for name in (QUERY_ID, PASSAGE_ID, RELEVANCE)), strict=True)
-        for query_id, passage_id, relevance in rows:
-            qrels.setdefault(query_id, {})[passage_id] = relevance
-        return qrels
+    def judged_ids(self) -> set[str]:
+        """The ids that judgements may name: those of the passages, or of the documents where they were split."""
+        name = DOCUMENT_ID if self.is_split else PASSAGE_ID
+        return {id_ for table in self.passages([name]) for id_ in table[name].to_pylist()}

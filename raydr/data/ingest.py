@@ -5,6 +5,7 @@ as an error that names file, line and field, or (`on_error: skip`) in `rejects.j
 of the same config and the same source files (name, size, time) is used as it is.
 
     corpus = ingest(DataConfig(path="data/scifact", split="test"), Path("runs/scifact/corpus"))
+    train = ingest_queries(DataConfig(path="data/scifact", split="train"), corpus, Path("runs/scifact/queries"))
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from raydr.artifacts import ArtifactWriter, fingerprint, is_finished, write_artifact
 from raydr.data.config import DataConfig
-from raydr.data.corpus import KIND, PASSAGES, QRELS, QUERIES, REJECTS, Corpus
+from raydr.data.corpus import KIND, PASSAGES, QRELS, QUERIES, QUERIES_KIND, REJECTS, Corpus, QuerySet
 from raydr.data.fields import Fields, Names
 from raydr.data.metadata import MetadataColumns
 from raydr.data.parts import PassageWriter
@@ -46,18 +47,52 @@ def ingest(config: DataConfig, out: str | Path) -> Corpus:
     """
     out = Path(out)
     source = open_source(config)
-    settings = {"data": config.model_dump(mode="json"), "source": source.stamp, "layout": _LAYOUT}
+    settings = _settings(config, source)
     if is_finished(out, fingerprint(KIND, settings, {})):
         print(f"raydr: {out}: reused, {config.path} is unchanged", file=sys.stderr)
         return Corpus.open(out)
     with (
         write_artifact(out, kind=KIND, config=settings) as artifact,
-        Problems(config.path, artifact.path / REJECTS if config.on_error == "skip" else None) as problems,
+        _problems(config, artifact) as problems,
     ):
         _Ingestion(config, source, problems, artifact).run()
     corpus = Corpus.open(out)
     _summarise(corpus, problems)
     return corpus
+
+
+def ingest_queries(config: DataConfig, corpus: Corpus, out: str | Path) -> QuerySet:
+    """The queries of the split that `config` names, with their judgements, at `out` (kind "queries").
+
+    They are checked as those of a corpus are; the judgements may only name what `corpus` holds, which is not read from
+    the source again. Raises `DataError` when the source has no judgements for the split.
+    """
+    out = Path(out)
+    source = open_source(config)
+    if not source.qrels:
+        raise DataError(f"{config.path}: has no judgements; name their file: data.qrels=FILE")
+    settings, inputs = _settings(config, source), {"corpus": corpus.artifact}
+    if is_finished(out, fingerprint(QUERIES_KIND, settings, {"corpus": corpus.artifact.fingerprint})):
+        print(f"raydr: {out}: reused, {config.path} is unchanged", file=sys.stderr)
+        return QuerySet.open(out)
+    with (
+        write_artifact(out, kind=QUERIES_KIND, config=settings, inputs=inputs) as artifact,
+        _problems(config, artifact) as problems,
+    ):
+        ingestion = _Ingestion(config, source, problems, artifact)
+        ingestion.check_queries_are_there()
+        ingestion.write_queries(corpus.judged_ids())
+    queries = QuerySet.open(out)
+    _summarise(queries, problems)
+    return queries
+
+
+def _settings(config: DataConfig, source: Source) -> dict[str, Any]:
+    return {"data": config.model_dump(mode="json"), "source": source.stamp, "layout": _LAYOUT}
+
+
+def _problems(config: DataConfig, artifact: ArtifactWriter) -> Problems:
+    return Problems(config.path, artifact.path / REJECTS if config.on_error == "skip" else None)
 
 
 class _Ingestion:
@@ -68,9 +103,16 @@ class _Ingestion:
         self.metadata = MetadataColumns(config.metadata, config.metadata_types)
 
     def run(self) -> None:
+        self.check_queries_are_there()
+        self.write_queries(self._write_passages())
+        self.artifact.details |= {"is_split": self.config.split_documents is not None, "metadata": self.metadata.types}
+
+    def check_queries_are_there(self) -> None:
         if self.source.qrels and not self.source.queries:
             raise DataError(f"{self.config.path}: has judgements but no queries; name their file: data.queries=FILE")
-        passage_ids = self._write_passages()
+
+    def write_queries(self, passage_ids: Collection[str]) -> None:
+        """Writes queries and judgements; these may name `passage_ids` (documents' ids where they are split)."""
         queries = self._read_queries()
         self.problems.check()
         if self.source.qrels:
@@ -83,11 +125,7 @@ class _Ingestion:
         )
         pq.write_table(table, self.artifact.path / QUERIES)
         self.artifact.counts |= {"queries": len(queries), "rejected": self.problems.counts.total()}
-        self.artifact.details |= {
-            "is_split": self.config.split_documents is not None,
-            "metadata": self.metadata.types,
-            "rejected": dict(self.problems.counts),
-        }
+        self.artifact.details["rejected"] = dict(self.problems.counts)
 
     def _write_passages(self) -> set[str]:
         """Writes every passage; returns the ids that judgements may name (documents' ids where they are split)."""
@@ -224,13 +262,13 @@ def _claim(passage_id: str, seen: set[str], field: str) -> None:
     seen.add(passage_id)
 
 
-def _summarise(corpus: Corpus, problems: Problems) -> None:
-    counts = corpus.artifact.manifest.counts
+def _summarise(written: QuerySet, problems: Problems) -> None:
+    counts = written.artifact.manifest.counts
     parts = [f"{counts[name]:,} {name}" for name in ("documents", "passages", "queries", "qrels") if name in counts]
-    print(f"raydr: {corpus.path}: {', '.join(parts)}", file=sys.stderr)
+    print(f"raydr: {written.path}: {', '.join(parts)}", file=sys.stderr)
     if problems.counts:
         reasons = ", ".join(f"{reason}: {number:,}" for reason, number in problems.counts.most_common())
         print(
-            f"raydr: records left out: {problems.counts.total():,} ({reasons}); listed in {corpus.path / REJECTS}",
+            f"raydr: records left out: {problems.counts.total():,} ({reasons}); listed in {written.path / REJECTS}",
             file=sys.stderr,
         )

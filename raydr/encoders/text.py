@@ -84,12 +84,12 @@ class TextEncoder:
     def __init__(self, config: TextEncoderConfig) -> None:
         self.config = config
         self.checkpoint = checkpoint = open_checkpoint(config.model)
-        self._pooling: Pooling = checkpoint.pooling if config.pooling == "auto" else config.pooling
-        self._normalize = checkpoint.normalize if config.normalize is None else config.normalize
-        self._query_prompt = checkpoint.query_prompt if config.query_prompt is None else config.query_prompt
-        self._passage_prompt = checkpoint.passage_prompt if config.passage_prompt is None else config.passage_prompt
-        self._max_query_tokens = self._limit("max_query_tokens", config.max_query_tokens)
-        self._max_passage_tokens = self._limit("max_passage_tokens", config.max_passage_tokens)
+        self.pooling: Pooling = checkpoint.pooling if config.pooling == "auto" else config.pooling
+        self.normalize = checkpoint.normalize if config.normalize is None else config.normalize
+        self.query_prompt = checkpoint.query_prompt if config.query_prompt is None else config.query_prompt
+        self.passage_prompt = checkpoint.passage_prompt if config.passage_prompt is None else config.passage_prompt
+        self.max_query_tokens = self._limit("max_query_tokens", config.max_query_tokens)
+        self.max_passage_tokens = self._limit("max_passage_tokens", config.max_passage_tokens)
         if config.dimensions is not None and config.dimensions > checkpoint.hidden_size:
             raise ConfigError(f"dimensions: {config.dimensions} is more than the model's {checkpoint.hidden_size}")
 
@@ -102,11 +102,11 @@ class TextEncoder:
         """SHA-256 (hex) over weights, tokenizer and every setting that changes the vectors, whatever the backend."""
         settings = {
             "checkpoint": self.checkpoint.fingerprint(),
-            "pooling": self._pooling,
-            "normalize": self._normalize,
+            "pooling": self.pooling,
+            "normalize": self.normalize,
             "dimensions": self.dim,
-            "max_tokens": [self._max_query_tokens, self._max_passage_tokens],
-            "prompts": [self._query_prompt, self._passage_prompt],
+            "max_tokens": [self.max_query_tokens, self.max_passage_tokens],
+            "prompts": [self.query_prompt, self.passage_prompt],
             "title_separator": self.config.title_separator,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -138,16 +138,33 @@ class TextEncoder:
         return "openvino" if self.device == "cpu" and is_x86 and installed else "torch"
 
     def encode_queries(self, queries: Sequence[Query]) -> Float32[np.ndarray, "query dim"]:
-        texts = [self._query_prompt + query.text for query in queries]
-        return self._encode(texts, self._query_tokenizer)
+        return self._encode(self._query_texts(queries), self._query_tokenizer)
 
     def encode_passages(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passage dim"]:
+        return self._encode(self._passage_texts(passages), self._passage_tokenizer)
+
+    def tokenize_queries(self, queries: Sequence[Query]) -> list[list[int]]:
+        """The token ids that the network reads, prompt and special tokens included."""
+        return self._query_tokenizer.encode(self._query_texts(queries))
+
+    def tokenize_passages(self, passages: Sequence[Passage]) -> list[list[int]]:
+        """The token ids that the network reads, prompt, title and special tokens included."""
+        return self._passage_tokenizer.encode(self._passage_texts(passages))
+
+    @property
+    def pad_id(self) -> int:
+        """What token ids are padded with."""
+        return self._tokenizer[1]
+
+    def _query_texts(self, queries: Sequence[Query]) -> list[str]:
+        return [self.query_prompt + query.text for query in queries]
+
+    def _passage_texts(self, passages: Sequence[Passage]) -> list[str]:
         separator = self.config.title_separator
-        texts = [
-            self._passage_prompt + (f"{passage.title}{separator}{passage.text}" if passage.title else passage.text)
+        return [
+            self.passage_prompt + (f"{passage.title}{separator}{passage.text}" if passage.title else passage.text)
             for passage in passages
         ]
-        return self._encode(texts, self._passage_tokenizer)
 
     def _encode(self, texts: list[str], tokenizer: BoundedTokenizer) -> Float32[np.ndarray, "text dim"]:
         embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
@@ -170,11 +187,11 @@ class TextEncoder:
 
     @cached_property
     def _query_tokenizer(self) -> BoundedTokenizer:
-        return BoundedTokenizer(self._tokenizer[0], self._max_query_tokens)
+        return BoundedTokenizer(self._tokenizer[0], self.max_query_tokens)
 
     @cached_property
     def _passage_tokenizer(self) -> BoundedTokenizer:
-        return BoundedTokenizer(self._tokenizer[0], self._max_passage_tokens)
+        return BoundedTokenizer(self._tokenizer[0], self.max_passage_tokens)
 
     @cached_property
     def _batcher(self) -> TokenBatcher:
@@ -183,7 +200,7 @@ class TextEncoder:
             self._build_backend(),
             dim=self.dim,
             batch_tokens=self.config.batch_tokens or _BATCH_TOKENS[kind],
-            pad_id=self._tokenizer[1],
+            pad_id=self.pad_id,
         )
 
     def _build_backend(self) -> Backend:
@@ -192,8 +209,8 @@ class TextEncoder:
         def load(precision: Precision) -> torch_backend.DualEncoder:
             return torch_backend.load_network(
                 self.checkpoint,
-                pooling=self._pooling,
-                normalize=self._normalize,
+                pooling=self.pooling,
+                normalize=self.normalize,
                 dimensions=self.config.dimensions,
                 precision=precision,
             )
@@ -202,7 +219,7 @@ class TextEncoder:
         if self.backend_name == "openvino":
             from raydr.encoders import openvino_backend
 
-            key = f"{self.checkpoint.fingerprint()} {self._pooling} {self._normalize} {self.dim}"
+            key = f"{self.checkpoint.fingerprint()} {self.pooling} {self.normalize} {self.dim}"
             try:
                 model = openvino_backend.cached_model(key, lambda: load("float32"))
                 return openvino_backend.OpenVinoBackend(model, precision=self.precision, num_threads=num_threads)

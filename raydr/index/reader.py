@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from raydr.artifacts import Artifact, open_artifact
 from raydr.config import Component
+from raydr.data.arrow_rows import gather
 from raydr.errors import ArtifactError
 from raydr.index.bm25 import BM25
 from raydr.index.config import Device, SearchParameters
@@ -164,15 +165,37 @@ class IndexReader:
 
     def passages(self, rows: Sequence[int] | Int64[np.ndarray, " hit"]) -> list[dict[str, Any]]:
         """passage_id, title, text and metadata of rows of the whole index (none of them -1), in that order."""
+        return self.take(rows).to_pylist()
+
+    def take(self, rows: Sequence[int] | Int64[np.ndarray, " hit"], columns: Sequence[str] | None = None) -> pa.Table:
+        """The same as a table of the given columns (None: of all)."""
         wanted = np.asarray(rows, dtype=np.int64)
-        found: list[dict[str, Any]] = [{}] * len(wanted)
-        numbers = np.searchsorted(self.first_rows, wanted, side="right") - 1
+        if not len(wanted):
+            return self.shard(0).take(wanted, columns)
+        return gather(lambda number, places: self.shard(number).take(places, columns), self.first_rows, wanted)
+
+    def embeddings(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row dim"]:
+        """The embeddings of rows of the whole index, as far as its coding keeps them."""
+        found = np.empty((len(rows), self.dim), dtype=np.float32)
+        numbers = np.searchsorted(self.first_rows, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
-            places = np.flatnonzero(numbers == number)
-            passages = self.shard(number).passages(wanted[places] - self.first_rows[number])
-            for place, passage in zip(places, passages, strict=True):
-                found[place] = passage
+            own = numbers == number
+            found[own] = self.shard(number).vectors.embeddings(rows[own] - self.first_rows[number])
         return found
+
+    def rows_of(self, ids: Collection[str]) -> dict[str, Int64[np.ndarray, " _"]]:
+        """The live row of each passage id, or, where documents were split, those of each document's passages in order.
+
+        Ids that are not there are left out.
+        """
+        column = self.document_ids if self.details.is_split else self.passage_ids
+        rows = column.where(ids)
+        if self.details.num_deleted:
+            rows = rows[self.select()[rows]]
+        found: dict[str, list[int]] = {}
+        for id_, row in zip(column.take(rows), rows.tolist(), strict=True):
+            found.setdefault(id_, []).append(row)
+        return {id_: np.array(own, dtype=np.int64) for id_, own in found.items()}
 
 
 def open_shard(

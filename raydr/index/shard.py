@@ -18,8 +18,10 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int64
 
+from raydr.data.arrow_rows import ArrowRows
 from raydr.errors import ArtifactError, ConfigError
 from raydr.index.config import Device, SearchParameters
 from raydr.index.filters import Filters, row_mask
@@ -59,6 +61,11 @@ class PassageIds(Sequence[str]):
         """The ids of `rows`, left in Arrow."""
         return self._ids.take(pa.array(rows))
 
+    def where(self, ids: Collection[str]) -> Int64[np.ndarray, " row"]:
+        """The rows, ascending, whose id is one of `ids`."""
+        wanted = pa.array(list(ids), type=pa.large_string())
+        return np.flatnonzero(pc.is_in(self._ids, value_set=wanted).to_numpy(zero_copy_only=False).astype(bool))
+
 
 class Shard:
     """One shard on disk; opening it reads nothing but the files' headers."""
@@ -73,11 +80,11 @@ class Shard:
         parameters: SearchParameters | None = None,
     ) -> None:
         self.path = path
-        self.table = _open_table(path / PASSAGES)
+        self._rows = _open_rows(path / PASSAGES)
+        self.table = self._rows.table
         self._device = device
         self._num_threads = num_threads
         self._parameters = parameters or SearchParameters()
-        self._first_rows = np.cumsum([0, *(batch.num_rows for batch in self.table.to_batches())])
         self.alive: Bool[np.ndarray, " row"] | None = None
         if deleted is not None and len(deleted):
             self.alive = np.ones(self.num_rows, dtype=bool)
@@ -129,20 +136,7 @@ class Shard:
 
     def take(self, rows: Sequence[int] | Int64[np.ndarray, " hit"], columns: Sequence[str] | None = None) -> pa.Table:
         """The passages of `rows`, in that order. Only the batches that hold them are touched."""
-        table = self.table if columns is None else self.table.select(list(columns))
-        wanted = np.asarray(rows, dtype=np.int64)
-        if not len(wanted):
-            return table.slice(0, 0)
-        batches = table.to_batches()
-        place = np.searchsorted(self._first_rows, wanted, side="right") - 1
-        by_batch = np.argsort(place, kind="stable")
-        parts = [
-            batches[number].take(pa.array(wanted[by_batch][place[by_batch] == number] - self._first_rows[number]))
-            for number in np.unique(place)
-        ]
-        back = np.empty(len(wanted), dtype=np.int64)
-        back[by_batch] = np.arange(len(wanted))
-        return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+        return self._rows.take(rows, columns)
 
     def passages(self, rows: Sequence[int] | Int64[np.ndarray, " hit"]) -> list[dict[str, Any]]:
         """passage_id, title, text and metadata of each of `rows`, in that order."""
@@ -221,8 +215,8 @@ def _plain(table: pa.Table) -> pa.Table:
     return table.cast(pa.schema(list(zip(table.column_names, types, strict=True))))
 
 
-def _open_table(path: Path) -> pa.Table:
+def _open_rows(path: Path) -> ArrowRows:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return ArrowRows.open(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(f"{path}: not a readable passages file: {error}; build the index again") from error

@@ -19,7 +19,7 @@ from typing import Any
 
 import faiss
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 
 from raydr.errors import ArtifactError, ConfigError
 from raydr.index.config import Device, SearchParameters
@@ -130,6 +130,12 @@ class Vectors:
         if isinstance(self._core, faiss.IndexIVF):
             self._core.make_direct_map()
         return self.index.reconstruct_n(0, self.num_rows)
+
+    def embeddings(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row dim"]:
+        """The embeddings of some rows, as far as the index's coding keeps them."""
+        if isinstance(self._core, faiss.IndexIVF) and self._core.direct_map.no():
+            self._core.make_direct_map()
+        return self.index.reconstruct_batch(rows)
 
     def search(
         self,

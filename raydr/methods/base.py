@@ -13,12 +13,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
 
 from raydr.config import Component, Config
+from raydr.data.examples import ExampleSet
+from raydr.encoders.text import TextEncoder, TextEncoderConfig
 from raydr.errors import ConfigError
 from raydr.protocols import Encoder, QueryRefiner, Reranker
+from raydr.train.batches import BatchTokenizer, GroupTokenizer
+from raydr.train.sampling import BatchSampler, RandomBatches
+from raydr.train.trainer import MODEL
 from raydr.types import Embeddings, Passage, Query
+
+if TYPE_CHECKING:  # torch takes seconds to import, and only training needs it
+    from torch import nn
+
+    from raydr.steps import Steps
+    from raydr.train.objective import EmbeddingObjective, Objective
 
 
 class Method(ABC):
@@ -48,6 +63,55 @@ class Method(ABC):
         """What is done to a passage's text before it is encoded; the index keeps the original text."""
         return passage
 
+    @property
+    def component(self) -> Component:
+        """The method as configuration."""
+        return self._with({})
+
+    def trained(self, model: str) -> Component:
+        """This method with the weights in the folder `model`: what embeds and serves after training."""
+        return self._with({"model": model})
+
+    def _with(self, changes: dict[str, Any]) -> Component:
+        args = {**self.config.model_dump(mode="json", exclude_unset=True), **changes}
+        return Component(import_path=f"{type(self).__module__}:{type(self).__qualname__}", args=args)
+
+    def fit(self, steps: Steps) -> Component:
+        """The whole training, as steps that are each made once; gives the method with what it learned.
+
+        By default: negatives are mined with the model it starts from, for the training and (where the config names a
+        dev split) the dev queries, and the model is trained on them once. A method that trains in rounds writes its
+        own.
+        """
+        index = steps.index(self.component, "base")
+        examples, dev = steps.mine(self.component, index, "examples"), steps.dev(self.component, index)
+        model = steps.train(self.component, steps.train_config, examples, "train", dev=dev)
+        return self.trained(str((model.path / MODEL).resolve()))
+
+    def build_model(self) -> nn.Module:
+        """The network to train, in float32, with the weights it starts from."""
+        raise _not_trained(self)
+
+    def build_objective(self) -> Objective | EmbeddingObjective:
+        """What it is trained for. One object for the whole training."""
+        raise _not_trained(self)
+
+    def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
+        """Which examples make a batch of `batch_size` queries, those of all workers together."""
+        raise _not_trained(self)
+
+    def tokenizer(self) -> GroupTokenizer:
+        """`build_tokenizer` with the method's preprocessing in front: what training reads."""
+        return MethodTokenizer(self, self.build_tokenizer())
+
+    def build_tokenizer(self) -> GroupTokenizer:
+        """Texts to the token ids that `build_model`'s network reads."""
+        raise _not_trained(self)
+
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """Writes a trained network as a checkpoint that `build_encoder` and `build_model` open again."""
+        raise _not_trained(self)
+
     def build_refiner(self, encoder: Encoder) -> QueryRefiner | None:
         """Pseudo-relevance feedback between a first and a second search; None searches once."""
         return None
@@ -55,6 +119,65 @@ class Method(ABC):
     def build_reranker(self) -> Reranker | None:
         """Reorders the hits of the last search; None keeps the retriever's order."""
         return None
+
+
+def _not_trained(method: Method) -> ConfigError:
+    return ConfigError(f"{type(method).__name__} is not trained; choose a method that is, such as Contrastive")
+
+
+class DualEncoderMethod(Method):
+    """A method that trains a dual encoder: the network, its tokens and its encoder; a paper adds its objective."""
+
+    class Config(TextEncoderConfig):
+        """An encoder's settings, and what it is trained with."""
+
+        num_negatives: int = Field(default=7, ge=0)
+        """Negatives of each query in a batch, beside the other queries' passages."""
+        negative_depth: int | None = Field(default=None, ge=1)
+        """Negatives are drawn from so many of the hardest candidates; null: from all."""
+
+    config: Any
+    """An instance of this class's own `Config`."""
+
+    @property
+    def encoder_config(self) -> TextEncoderConfig:
+        """The settings of the encoder alone."""
+        return TextEncoderConfig(**{name: getattr(self.config, name) for name in TextEncoderConfig.model_fields})
+
+    def build_encoder(self) -> Encoder:
+        return TextEncoder(self.encoder_config)
+
+    def build_model(self) -> nn.Module:
+        from raydr.encoders.torch_backend import load_network
+
+        encoder = TextEncoder(self.encoder_config)
+        return load_network(
+            encoder.checkpoint,
+            pooling=encoder.pooling,
+            normalize=encoder.normalize,
+            dimensions=self.config.dimensions,
+            precision="float32",
+        )
+
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        from raydr.encoders.export import save_dual_encoder
+        from raydr.models.dual_encoder import DualEncoder
+
+        if not isinstance(model, DualEncoder):
+            raise TypeError(f"{type(self).__name__} saves a DualEncoder, not a {type(model).__name__}")
+        save_dual_encoder(model, TextEncoder(self.encoder_config), folder)
+
+    def build_tokenizer(self) -> GroupTokenizer:
+        return BatchTokenizer(self.encoder_config)
+
+    def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
+        return RandomBatches(
+            examples,
+            batch_size=batch_size,
+            num_negatives=self.config.num_negatives,
+            depth=self.config.negative_depth,
+            seed=seed,
+        )
 
 
 def build_method(component: Component) -> Method:
@@ -90,3 +213,19 @@ class MethodEncoder:
 
     def encode_passages(self, passages: Sequence[Passage]) -> Embeddings:
         return self._encoder.encode_passages([self._method.preprocess_passage(p) for p in passages])
+
+
+@dataclass(frozen=True)
+class MethodTokenizer:
+    """A method's tokenizer with the method's preprocessing in front."""
+
+    method: Method
+    inner: GroupTokenizer
+
+    @property
+    def pad_id(self) -> int:
+        return self.inner.pad_id
+
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
+        passages = [[self.method.preprocess_passage(passage) for passage in group] for group in groups]
+        return self.inner.tokenize([self.method.preprocess_query(query) for query in queries], passages)

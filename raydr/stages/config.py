@@ -1,14 +1,16 @@
-"""Settings of the stages: what `embed:` and `search:` in a run's YAML may say."""
+"""Settings of the stages: what `embed:`, `search:` and `mine:` in a run's YAML may say."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from raydr.config import Config
 from raydr.index.config import Device, SearchParameters
 from raydr.index.fusion import FusionConfig
+
+Source: TypeAlias = Literal["model", "bm25", "random"]
 
 
 class EmbedConfig(Config):
@@ -69,3 +71,58 @@ class SearchConfig(Config):
     """On Ray: CPUs of the actor that encodes the queries."""
     encoder_gpus: float = Field(default=0.0, ge=0)
     """On Ray: GPUs of the actor that encodes the queries."""
+
+
+class MineConfig(Config):
+    """Finding negatives for training queries. How the index is searched (devices, CPUs, how hard) is `search`'s."""
+
+    split: str = "train"
+    """Judgements of the training queries, from the same source as the corpus."""
+    dev_split: str | None = None
+    """Judgements of the queries that a training is measured with while it runs; null: none."""
+    queries: str | None = None
+    """File of the training queries when it has an unusual name; null: `data.queries`, or the usual name."""
+    qrels: str | None = None
+    """File of their judgements, likewise; `split` is then not needed."""
+    sources: tuple[Source, ...] = ("model",)
+    """Where candidates come from: `model`: dense search with the method's encoder; `bm25`: search by words; `random`:
+    uniformly from the whole index. Several take turns, so each gives its share."""
+    num_negatives: int = Field(default=16, ge=1)
+    """Negatives kept for each query, the hardest first."""
+    first_rank: int = Field(default=1, ge=1)
+    """`model` and `bm25`: the first rank of the search that is a candidate."""
+    last_rank: int = Field(default=100, ge=1)
+    """`model` and `bm25`: the last rank that is a candidate."""
+    max_score: float | None = None
+    """A negative has to score below this."""
+    margin: float | None = Field(default=None, ge=0)
+    """A negative has to score below the positive's score minus this (TopK-MarginPos of arXiv 2407.15831).
+    0 removes what is as good as the positive, copies of it included."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """A negative has to score below this fraction of the positive's score (TopK-PercPos, which NV-Retriever uses with
+    0.95). Where the positive's score s is negative, below (2 - fraction) * s."""
+    fill_random: bool = True
+    """Whether queries that are left with no negative get random ones; without, they stay without any."""
+    seed: int = 0
+    """Draws random negatives; a query's draw depends on nothing else but its id."""
+    source_file: str | None = None
+    """A file of training examples (docs/data_formats.md, Training files) to take as they are, instead of mining."""
+    source_format: str = "auto"
+    """Its format; `auto` recognises it."""
+    source_corpus: str | None = None
+    """The corpus, where the examples of the file name passages by id."""
+
+    @property
+    def filters_scores(self) -> bool:
+        """Whether candidates are judged by the encoder's scores."""
+        return any(limit is not None for limit in (self.max_score, self.margin, self.fraction))
+
+    @model_validator(mode="after")
+    def _can_find_something(self) -> MineConfig:
+        if not self.sources:
+            raise ValueError("sources: name at least one of model, bm25, random")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"sources: each may be named once, got {list(self.sources)}")
+        if self.first_rank > self.last_rank:
+            raise ValueError(f"first_rank ({self.first_rank}) must not be greater than last_rank ({self.last_rank})")
+        return self

@@ -143,17 +143,18 @@ class Searcher:
 
     def hits(self, queries: Sequence[Query], reranker: Reranker | None) -> pa.Table:
         """The hits of a block of queries, best first, in the order of the queries."""
-        embeddings = self._embeddings(queries)
+        embeddings = self.embed(queries)
         depth = self._config.k
         while True:
-            top = self._search(queries, embeddings, depth)
+            top = self.search(queries, embeddings, depth)
             table, fewest = self._table(queries, top, reranker)
             # k documents may need more than k passages: look deeper until every query has them, or there are no more.
             if not self.ranks_documents or fewest >= self._config.k or depth >= self._reader.num_rows:
                 return table
             depth = min(4 * depth, self._reader.num_rows)
 
-    def _embeddings(self, queries: Sequence[Query]) -> Embeddings | None:
+    def embed(self, queries: Sequence[Query]) -> Embeddings | None:
+        """The queries' embeddings, refined where the method refines them; None where only words are compared."""
         if self._config.mode == "bm25":
             return None
         embeddings = self._encoder.encode(queries)
@@ -162,7 +163,8 @@ class Searcher:
             embeddings = self._encoder.refine(queries, embeddings, self._feedback(first))
         return embeddings
 
-    def _search(self, queries: Sequence[Query], embeddings: Embeddings | None, depth: int) -> TopK:
+    def search(self, queries: Sequence[Query], embeddings: Embeddings | None, depth: int) -> TopK:
+        """The `depth` best rows of each query; `embeddings` are those of `embed`."""
         texts = [query.text for query in queries]
         if embeddings is None:
             return self._reader.search_bm25(texts, depth, allowed=self._allowed)

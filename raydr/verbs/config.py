@@ -15,14 +15,15 @@ from raydr.data.config import DataConfig
 from raydr.evaluation.config import EvaluateConfig
 from raydr.index.config import IndexConfig
 from raydr.runtime import Runtime
-from raydr.stages.config import EmbedConfig, SearchConfig
+from raydr.stages.config import EmbedConfig, MineConfig, SearchConfig
+from raydr.train.config import TrainConfig
 
 
 class RunConfig(Config):
     """One run over one corpus: every artifact lies in a folder of `out` named after the verb that makes it."""
 
     out: Path = Path("runs/run")
-    """Folder of the run's artifacts: corpus, embed, index, search, evaluate."""
+    """Folder of the run's artifacts: corpus, embed, index, search, evaluate, examples."""
     runtime: Runtime = "auto"
     """`ray`: on a Ray cluster; `local`: in this process; `auto`: on Ray inside a job or with a large corpus."""
     data: DataConfig
@@ -37,3 +38,7 @@ class RunConfig(Config):
     """Searching it with the queries of the split."""
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     """Measuring the run against the judgements."""
+    train: TrainConfig | None = None
+    """Training the method; null: it is used as it is."""
+    mine: MineConfig = Field(default_factory=MineConfig)
+    """Finding negatives for the queries of a training split."""

@@ -14,10 +14,12 @@ from raydr.verbs.embed import embed
 from raydr.verbs.evaluate import evaluate
 from raydr.verbs.index import index
 from raydr.verbs.search import search
+from raydr.verbs.train import trained
 
 
 def reproduce(config: RunConfig) -> Artifact:
-    """Runs embed, index, search and (with judgements) evaluate; returns the last one's artifact."""
+    """Runs train (where configured), embed, index, search and (with judgements) evaluate; the last one's artifact."""
+    config = trained(config)
     embed(config)
     index(config)
     run = search(config)

@@ -1,0 +1,156 @@
+"""Training examples from a trainer's own JSONL file, in any of the shapes that `training_shapes` reads.
+
+Notable: lines with the same query (by id, or by text where there is none) become one example, so that another line's
+positive is never taken for a negative; a passage is written when it is first seen, and only ids stay in memory. What an
+example set has no place for (prompts, answers, the label of a row) is counted in the manifest and said on stderr.
+
+    examples = examples_from_file("train.jsonl", "runs/a/examples")
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raydr.artifacts import fingerprint, is_finished, write_artifact
+from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter, passage_table
+from raydr.data.files import Folder
+from raydr.data.problems import BadFieldError, Problems
+from raydr.data.training_example import TrainingExample, TrainingPassage, content_id
+from raydr.data.training_shapes import detect_format, format_named, read_examples
+from raydr.errors import DataError
+from raydr.types import Passage, Query
+
+_KEPT = frozenset(
+    {
+        "query ids",
+        "passage ids",
+        "titles (joined into the text)",
+        "scores",
+        "several positives in one record",
+        "which passages are positive",
+    }
+)
+_HINT = "mend these lines, or leave them out: raydr data convert FILE MENDED --to FORMAT --rejects BAD"
+_BLOCK = 8192
+
+
+def examples_from_file(
+    path: str, out: str | Path, *, source_format: str = "auto", corpus: str | None = None
+) -> ExampleSet:
+    """The examples of a JSONL file at `out`; finished ones of the same file (name, size, time) stay.
+
+    Queries without any positive are left out and counted. `corpus` is the JSONL file that the ids of `tevatron_ids`
+    point into. Raises `DataError` naming file, line and field of bad lines.
+    """
+    out = Path(out)
+    name = detect_format(path) if source_format == "auto" else source_format
+    if not format_named(name).is_judged:
+        raise DataError(
+            f"{path}: its candidates are not judged, and training needs positives: "
+            "raydr data convert FILE JUDGED --to tevatron --qrels QRELS"
+        )
+    if name == "tevatron_ids" and corpus is None:
+        raise DataError(f"{path}: names its passages by id: give the corpus file they are in, mine.source_corpus=FILE")
+    stamps = [Folder.open(file).files()[0].stamp for file in (path, corpus) if file is not None]
+    settings = {"source_format": name, "files": stamps}
+    if is_finished(out, fingerprint(KIND, settings, {})):
+        print(f"raydr: {out}: reused, {path} is unchanged", file=sys.stderr)
+        return ExampleSet.open(out)
+    with write_artifact(out, kind=KIND, config=settings) as artifact, ExampleWriter(out) as writer:
+        gathered = _Gathered(writer)
+        with Problems(path, hint=_HINT) as problems:
+            for line, example in read_examples(path, problems, name, corpus=corpus):
+                try:
+                    gathered.add(example)
+                except BadFieldError as error:
+                    problems.add(path, line, error.field, error.reason, example.query, error.detail)
+            problems.check()
+        num_without = gathered.write()
+        if not writer.counts["examples"]:
+            raise DataError(f"{path}: holds no example with a positive")
+        artifact.counts |= writer.counts | {"without_positives": num_without}
+        artifact.details["lost"] = dict(gathered.lost)
+    _summarise(out, artifact.counts, gathered.lost)
+    return ExampleSet.open(out)
+
+
+@dataclass
+class _Merged:
+    """All that the lines of one query say: ids of passages, with a score where a line gave one."""
+
+    query: Query
+    positives: dict[str, float | None] = field(default_factory=dict)
+    negatives: dict[str, float | None] = field(default_factory=dict)
+
+    def example(self) -> Example:
+        negatives = {id_: score for id_, score in self.negatives.items() if id_ not in self.positives}
+        return Example(
+            self.query,
+            positives=list(self.positives),
+            negatives=list(negatives),
+            positive_scores=_all_or_none(self.positives.values()),
+            negative_scores=_all_or_none(negatives.values()),
+            negative_sources=["file"] * len(negatives),
+        )
+
+
+class _Gathered:
+    """The examples of a file by query; texts of passages go to the writer at once."""
+
+    def __init__(self, writer: ExampleWriter) -> None:
+        self._writer = writer
+        self._merged: dict[str, _Merged] = {}
+        self._contents: dict[str, str] = {}
+        self._texts: list[Passage] = []
+        self.lost: Counter[str] = Counter()
+
+    def add(self, example: TrainingExample) -> None:
+        """Raises `BadFieldError` where an id stands for another text already."""
+        query = Query(example.some_query_id, example.query)
+        merged = self._merged.setdefault(query.query_id, _Merged(query))
+        if merged.query.text != query.text:
+            raise BadFieldError("query_id", "two queries with different texts share an id", repr(query.query_id))
+        for passage in example.labelled:
+            self._add_text(passage)
+        merged.positives |= {passage.some_id: passage.score for passage in example.positives}
+        merged.negatives |= {passage.some_id: passage.score for passage in example.negatives}
+        self.lost.update(example.features() - _KEPT)
+
+    def write(self) -> int:
+        """Writes what was gathered; returns the number of queries without a positive, which are left out."""
+        self._writer.add_passages(passage_table(self._texts))
+        complete = [merged.example() for merged in self._merged.values() if merged.positives]
+        for first in range(0, len(complete), _BLOCK):
+            self._writer.add(complete[first : first + _BLOCK], passage_table([]))
+        return len(self._merged) - len(complete)
+
+    def _add_text(self, passage: TrainingPassage) -> None:
+        passage_id, content = passage.some_id, content_id(passage.full_text)
+        if passage_id in self._contents:
+            if self._contents[passage_id] != content:
+                raise BadFieldError("docid", "two passages with different texts share an id", repr(passage_id))
+            return
+        self._contents[passage_id] = content
+        self._texts.append(Passage(passage_id, passage.text, passage.title))
+        if len(self._texts) >= _BLOCK:
+            self._writer.add_passages(passage_table(self._texts))
+            self._texts.clear()
+
+
+def _all_or_none(scores: Iterable[float | None]) -> Sequence[float]:
+    """The scores where each passage has one, otherwise none: a list with gaps could not be compared."""
+    found = list(scores)
+    known = [score for score in found if score is not None]
+    return known if len(known) == len(found) else []
+
+
+def _summarise(out: Path, counts: Mapping[str, int], lost: Mapping[str, int]) -> None:
+    print(f"raydr: {out}: {counts['examples']:,} queries, {counts['passages']:,} passages", file=sys.stderr)
+    if counts["without_positives"]:
+        print(f"raydr: queries left out, without a positive: {counts['without_positives']:,}", file=sys.stderr)
+    for name, count in lost.items():
+        print(f"note: {name} of {count:,} examples are not used in training", file=sys.stderr)

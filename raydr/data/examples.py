@@ -1,0 +1,272 @@
+"""Training examples on disk: queries with their positives and candidates for negatives, and the texts of both.
+
+Notable: everything a trainer needs lies in one artifact (kind "examples"), so a worker on any node opens it and looks
+texts up by row in memory-mapped Arrow; the corpus itself is not needed again. Passages are numbered by row here, and
+`passage_id` says which passage of the corpus a row is. Examples are written block by block; of what was written, only
+ids stay in memory.
+
+| file | columns |
+| --- | --- |
+| queries.arrow | query_id, text; positives, negatives (rows; negatives hardest first), their scores, negative_sources |
+| passages.arrow | passage_id, title, text, and document_id where documents were split into passages |
+
+    examples = ExampleSet.open("runs/a/examples")
+    examples.positives(0); examples.passages([3, 5])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float32, Int64
+
+from raydr.artifacts import Artifact, open_artifact
+from raydr.data.arrow_rows import ArrowRows
+from raydr.errors import DataError
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, TEXT, TITLE, Passage, Query
+
+KIND = "examples"
+QUERIES = "queries.arrow"
+PASSAGES = "passages.arrow"
+POSITIVES = "positives"
+NEGATIVES = "negatives"
+POSITIVE_SCORES = "positive_scores"
+NEGATIVE_SCORES = "negative_scores"
+NEGATIVE_SOURCES = "negative_sources"
+
+_ROWS, _SCORES = pa.list_(pa.int64()), pa.list_(pa.float32())
+_QUERY_SCHEMA = pa.schema(
+    {
+        QUERY_ID: pa.string(),
+        TEXT: pa.string(),
+        POSITIVES: _ROWS,
+        NEGATIVES: _ROWS,
+        POSITIVE_SCORES: _SCORES,
+        NEGATIVE_SCORES: _SCORES,
+        NEGATIVE_SOURCES: pa.list_(pa.string()),
+    }
+)
+_BATCH_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training query as it is written; ids are the corpus's."""
+
+    query: Query
+    positives: Sequence[str]
+    """The passages to train towards."""
+    negatives: Sequence[str] = ()
+    """Candidates for negatives, hardest first."""
+    negative_scores: Sequence[float] = ()
+    """The miner's (or a teacher's) score of each negative; empty where there is none."""
+    negative_sources: Sequence[str] = ()
+    """Where each negative is from (random, bm25, model, file); empty where nobody said."""
+    positive_scores: Sequence[float] = ()
+    """The score of each positive, like that of the negatives."""
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """A finished set of training examples."""
+
+    artifact: Artifact
+
+    @classmethod
+    def open(cls, path: str | Path) -> ExampleSet:
+        """Raises `ArtifactError` when there is no finished set at `path`."""
+        return cls(open_artifact(path, kind=KIND))
+
+    def __len__(self) -> int:
+        return self._queries.num_rows
+
+    @property
+    def num_passages(self) -> int:
+        return self._passages.table.num_rows
+
+    @cached_property
+    def query_ids(self) -> list[str]:
+        return self._queries[QUERY_ID].to_pylist()
+
+    @cached_property
+    def passage_ids(self) -> list[str]:
+        return self._passages.table[PASSAGE_ID].to_pylist()
+
+    def query(self, row: int) -> Query:
+        return Query(self._queries[QUERY_ID][row].as_py(), self._queries[TEXT][row].as_py())
+
+    def positives(self, row: int) -> Int64[np.ndarray, " passage"]:
+        """Rows of the passages to train query `row` towards."""
+        return self._lists[POSITIVES][row]
+
+    def relevant(self, row: int) -> Int64[np.ndarray, " passage"]:
+        """Rows that must never be negatives of query `row`: its positives and, where documents were split, every
+        passage here of the same documents, whose judgement says nothing of the single passage.
+        """
+        own = self.positives(row)
+        if self._passages_of is None:
+            return own
+        documents, rows = self._passages_of
+        return np.concatenate([rows[document] for document in np.unique(documents[own])])
+
+    def negatives(self, row: int) -> Int64[np.ndarray, " passage"]:
+        """Rows of the candidates for negatives, hardest first."""
+        return self._lists[NEGATIVES][row]
+
+    def positive_scores(self, row: int) -> Float32[np.ndarray, " passage"]:
+        """The miner's (or a teacher's) scores of `positives(row)`; empty where there are none."""
+        return self._lists[POSITIVE_SCORES][row]
+
+    def negative_scores(self, row: int) -> Float32[np.ndarray, " passage"]:
+        """Likewise of `negatives(row)`."""
+        return self._lists[NEGATIVE_SCORES][row]
+
+    def negative_sources(self, row: int) -> list[str]:
+        """Where each of `negatives(row)` is from; empty where nobody said."""
+        return self._queries[NEGATIVE_SOURCES][row].as_py()
+
+    def passages(self, rows: Iterable[int] | Int64[np.ndarray, " passage"]) -> list[Passage]:
+        """The passages in the given rows, in that order."""
+        table = self._passages.take(np.fromiter(rows, np.int64), [PASSAGE_ID, TEXT, TITLE])
+        return [Passage(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+
+    @cached_property
+    def _queries(self) -> pa.Table:
+        return ArrowRows.open(self.artifact.path / QUERIES).table
+
+    @cached_property
+    def _passages(self) -> ArrowRows:
+        return ArrowRows.open(self.artifact.path / PASSAGES)
+
+    @cached_property
+    def _lists(self) -> dict[str, _Lists]:
+        return {name: _Lists.of(self._queries[name]) for name in _QUERY_SCHEMA.names[2:6]}
+
+    @cached_property
+    def _passages_of(self) -> tuple[Int64[np.ndarray, " passage"], _Lists] | None:
+        """The number of each passage's document, and by that number its passages; None where none was split."""
+        if DOCUMENT_ID not in self._passages.table.column_names:
+            return None
+        _, documents = np.unique(self._passages.table[DOCUMENT_ID].to_numpy(), return_inverse=True)
+        return documents.astype(np.int64), _Lists(np.argsort(documents, kind="stable"), np.bincount(documents))
+
+
+class _Lists:
+    """A column of lists as two arrays: samplers ask for lists at every step."""
+
+    def __init__(self, values: np.ndarray, lengths: np.ndarray) -> None:
+        self._values = values
+        self._bounds = np.concatenate([[0], np.cumsum(lengths)])
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> _Lists:
+        return cls(pc.list_flatten(column).to_numpy(), pc.list_value_length(column).to_numpy())
+
+    def __getitem__(self, row: int | np.integer) -> np.ndarray:
+        return self._values[self._bounds[row] : self._bounds[row + 1]]
+
+
+class ExampleWriter:
+    """Writes both files into a folder, block by block.
+
+    with ExampleWriter(folder) as writer:
+        writer.add(examples, passage_table(passages))
+        writer.counts
+    """
+
+    def __init__(self, folder: Path, *, is_split: bool = False) -> None:
+        names = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if is_split else [])]
+        self._passage_schema = pa.schema({name: pa.string() for name in names})
+        self._queries = pa.ipc.new_file(str(folder / QUERIES), _QUERY_SCHEMA)
+        self._passages = pa.ipc.new_file(str(folder / PASSAGES), self._passage_schema)
+        self._rows: dict[str, int] = {}
+        self._num_examples = 0
+
+    def new(self, passage_ids: Iterable[str]) -> list[str]:
+        """Those of the ids whose texts were not given yet, each once."""
+        return [passage_id for passage_id in dict.fromkeys(passage_ids) if passage_id not in self._rows]
+
+    def add(self, examples: Sequence[Example], passages: pa.Table) -> None:
+        """Appends examples; `passages` has the texts of the passages that are `new` to the set.
+
+        Raises `DataError` for an example without a positive, with a negative that is also a positive, or with a passage
+        whose text was never given.
+        """
+        self.add_passages(passages)
+        columns: dict[str, list] = {name: [] for name in _QUERY_SCHEMA.names}
+        for example in examples:
+            _check(example)
+            columns[QUERY_ID].append(example.query.query_id)
+            columns[TEXT].append(example.query.text)
+            columns[POSITIVES].append(self._rows_of(example.query, example.positives))
+            columns[NEGATIVES].append(self._rows_of(example.query, example.negatives))
+            columns[POSITIVE_SCORES].append(list(example.positive_scores))
+            columns[NEGATIVE_SCORES].append(list(example.negative_scores))
+            columns[NEGATIVE_SOURCES].append(list(example.negative_sources))
+        self._num_examples += len(examples)
+        self._queries.write_table(pa.table(columns, schema=_QUERY_SCHEMA))
+
+    def add_passages(self, passages: pa.Table) -> None:
+        """Appends the texts of passages that are `new` to the set."""
+        for passage_id in passages[PASSAGE_ID].to_pylist():
+            self._rows[passage_id] = len(self._rows)
+        table = passages.select(self._passage_schema.names).cast(self._passage_schema)
+        self._passages.write_table(table, max_chunksize=_BATCH_ROWS)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was written so far."""
+        return {"examples": self._num_examples, "passages": len(self._rows)}
+
+    def __enter__(self) -> ExampleWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queries.close()
+        self._passages.close()
+
+    def _rows_of(self, query: Query, passage_ids: Sequence[str]) -> list[int]:
+        if missing := [passage_id for passage_id in passage_ids if passage_id not in self._rows]:
+            raise DataError(f"query {query.query_id!r}: its passage {missing[0]!r} is not in the corpus")
+        return [self._rows[passage_id] for passage_id in passage_ids]
+
+
+def write_examples(folder: Path, examples: Iterable[Example], passages: Mapping[str, Passage]) -> dict[str, int]:
+    """Writes a set that fits into memory; `passages` has every passage that an example names. Returns the counts."""
+    examples = list(examples)
+    with ExampleWriter(folder) as writer:
+        named = writer.new(chain.from_iterable((*example.positives, *example.negatives) for example in examples))
+        writer.add(examples, passage_table([passages[passage_id] for passage_id in named if passage_id in passages]))
+        return writer.counts
+
+
+def passage_table(passages: Sequence[Passage]) -> pa.Table:
+    """Passages as the columns passage_id, title, text."""
+    columns = {PASSAGE_ID: [p.passage_id for p in passages], TITLE: [p.title for p in passages]}
+    columns[TEXT] = [p.text for p in passages]
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def _check(example: Example) -> None:
+    name = f"query {example.query.query_id!r}"
+    if not example.positives:
+        raise DataError(f"{name}: an example needs a positive")
+    if both := set(example.positives) & set(example.negatives):
+        raise DataError(f"{name}: its passage {min(both)!r} is a positive and a negative")
+    for what, values, passages in (
+        (POSITIVE_SCORES, example.positive_scores, example.positives),
+        (NEGATIVE_SCORES, example.negative_scores, example.negatives),
+        (NEGATIVE_SOURCES, example.negative_sources, example.negatives),
+    ):
+        if len(values) not in (0, len(passages)):
+            raise DataError(f"{name}: {len(values)} {what} for {len(passages)} passages")

@@ -1,0 +1,89 @@
+"""Contrastive training of a dual encoder: in-batch and mined negatives under one softmax (InfoNCE). The default.
+
+A batch holds Q queries, each with a group of one positive and n mined negatives. Every passage of the batch, on every
+worker, is scored for every query, and each query's positive has to win:
+
+1. draw a positive and n negatives for each query
+2. embed all queries and all passages
+3. scores = queries . passages / temperature
+4. loss = -log softmax at the positive; other passages judged relevant for the query are left out
+5. symmetric: the same from positives to queries; Matryoshka: the mean over several prefixes of the embedding
+
+| equation | function |
+| --- | --- |
+| InfoNCE, arXiv 1807.03748 eq. 4; in-batch negatives, DPR (arXiv 2004.04906) eq. 2 | `raydr.losses.contrastive` |
+| Matryoshka, arXiv 2205.13147 eq. 1 | `Contrastive.loss` |
+
+    method: {import_path: "raydr.methods.contrastive:Contrastive", args: {temperature: 0.05, num_negatives: 7}}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from raydr.losses import contrastive
+from raydr.methods.base import DualEncoderMethod
+from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class InBatchContrastive(EmbeddingObjective):
+    """The loss over all queries and passages of a batch."""
+
+    def __init__(self, *, temperature: float, symmetric: bool = False, matryoshka: Sequence[int] = ()) -> None:
+        self._temperature, self._symmetric, self._matryoshka = temperature, symmetric, matryoshka
+
+    def loss(
+        self, queries: Float[Tensor, "query dim"], passages: Float[Tensor, "passage dim"], batch: Labels
+    ) -> LossOutput:
+        sizes = self._matryoshka or [queries.shape[1]]
+        losses = [self._one_size(queries, passages, batch, size) for size in sizes]
+        scores = queries @ passages.T
+        own = scores.gather(1, batch.own_positive[:, None])
+        wrong = scores.masked_fill(batch.positives, float("-inf")).amax(dim=1, keepdim=True)
+        accuracy = (own > wrong).float().mean()
+        return LossOutput(torch.stack(losses).mean(), {"accuracy": accuracy.detach()})
+
+    def _one_size(self, queries: Tensor, passages: Tensor, batch: Labels, size: int) -> Tensor:
+        if size < queries.shape[1]:
+            queries, passages = (functional.normalize(part[:, :size], dim=1) for part in (queries, passages))
+        scores = queries @ passages.T
+        positives = batch.positives
+        loss = contrastive(scores, positives, temperature=self._temperature)
+        if not self._symmetric:
+            return loss
+        own = batch.own_positive
+        return (loss + contrastive(scores[:, own].T, positives[:, own].T, temperature=self._temperature)) / 2
+
+
+class Contrastive(DualEncoderMethod):
+    """A dual encoder trained with InfoNCE."""
+
+    class Config(DualEncoderMethod.Config):
+        temperature: float = Field(default=0.05, gt=0)
+        """Scores are divided by it: 0.05 suits normalised embeddings, 1 those of any length."""
+        symmetric: bool = False
+        """Whether positives have to find their queries as well."""
+        matryoshka: list[int] = Field(default_factory=list)
+        """Prefixes of the embedding to train besides its whole, e.g. [384, 128, 64]; empty: only the whole."""
+        gather: bool = True
+        """Whether the passages of all workers are negatives."""
+
+    config: Config
+
+    def build_objective(self) -> EmbeddingObjective:
+        objective = InBatchContrastive(
+            temperature=self.config.temperature,
+            symmetric=self.config.symmetric,
+            matryoshka=self.config.matryoshka,
+        )
+        objective.gather = self.config.gather
+        return objective

@@ -1,0 +1,311 @@
+"""mine: negatives for training queries; writes a set of training examples (kind "examples").
+
+Needs an index and the judged queries of a training split over the same corpus. Candidates come from the encoder's own
+hits, from BM25 and from chance; judged passages and likely false negatives are filtered out (`stages/negatives.py`),
+the hardest of the rest are kept. Notable: all scores are inner products with the embeddings that lie in the index,
+positives included, so no passage is encoded again and scores compare even where the index stores them coarsely. A
+query's random draw depends on the seed and its id alone, and blocks, Ray and shards change nothing.
+
+Where documents were split into passages, judgements name documents: no passage of a relevant document is ever a
+negative, and one of them is its positive: the one that scores best or, where nothing is scored, the first.
+
+    mine_negatives("runs/a/index", queries, build_encoder, MineConfig(fraction=0.95), out, use_ray=False)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.data.config import DataConfig
+from raydr.data.corpus import QuerySet
+from raydr.data.examples import KIND, Example, ExampleWriter
+from raydr.encoders.factory import BuildEncoder
+from raydr.errors import ArtifactError, ConfigError, DataError
+from raydr.index.reader import IndexReader
+from raydr.index.shard import dense
+from raydr.progress import Progress
+from raydr.stages.config import MineConfig, SearchConfig, Source
+from raydr.stages.negatives import Candidates, Choice, choose, score_limits
+from raydr.stages.search import Searcher
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, TEXT, TITLE, Query
+
+_SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
+"""In the order of their turns, which is that of how hard their negatives are."""
+
+_ELSEWHERE = {"split", "dev_split", "queries", "qrels", "source_file", "source_format", "source_corpus"}
+"""Settings that say nothing of how negatives are found: what they decide is in the fingerprint of the queries."""
+
+
+def training_data(data: DataConfig, config: MineConfig) -> DataConfig:
+    """Where the training queries and their judgements are: the corpus's own source, with another split of it."""
+    if data.qrels is not None and config.qrels is None:
+        raise ConfigError(
+            f"data.qrels names the file {data.qrels!r} whatever the split is; name the one with the judgements to "
+            "train on: mine.qrels=FILE"
+        )
+    return data.model_copy(
+        update={"split": config.split, "queries": config.queries or data.queries, "qrels": config.qrels}
+    )
+
+
+class Judged(NamedTuple):
+    """A training query with the rows of what is relevant to it, by passage or, where they were split, by document."""
+
+    query: Query
+    relevant: list[Int64[np.ndarray, " _"]]
+
+    @property
+    def relevant_rows(self) -> Int64[np.ndarray, " row"]:
+        return np.concatenate(self.relevant)
+
+
+class Positives(NamedTuple):
+    """One row for each relevant passage or document, with the encoder's scores where there are any."""
+
+    rows: Int64[np.ndarray, " positive"]
+    scores: Float32[np.ndarray, " score"]
+
+
+def mine_negatives(
+    index_path: str | Path,
+    queries: QuerySet,
+    build_encoder: BuildEncoder,
+    config: MineConfig,
+    out: Path,
+    *,
+    use_ray: bool,
+    search: SearchConfig | None = None,
+) -> Artifact:
+    """The training examples in `out`; finished ones of the same index, queries and settings stay.
+
+    `search` says how the index is searched (devices, CPUs, how hard). Raises `ArtifactError` when the index is not one
+    of the queries' corpus or was made by another encoder, `DataError` when no query has a positive or the index lacks
+    one.
+    """
+    search = search or SearchConfig()
+    reader = IndexReader.open(index_path, device=search.device, num_threads=search.num_threads)
+    if reader.artifact.manifest.inputs["corpus"] != queries.artifact.manifest.inputs["corpus"]:
+        raise ArtifactError(f"{reader.path}: not an index of the corpus of {queries.path}; build the index again")
+    if "bm25" in config.sources and reader.details.bm25 is None:
+        raise ArtifactError(
+            f"{reader.path}: built without BM25, which mine.sources names; build it with index.bm25={{}}"
+        )
+    settings = config.model_dump(mode="json", exclude=_ELSEWHERE) | {
+        "index_version": reader.version,
+        "parameters": search.parameters.model_dump(mode="json"),
+        "method": str(getattr(build_encoder, "method", build_encoder)),
+    }
+    inputs = {"index": reader.artifact, "queries": queries.artifact}
+    prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    if is_finished(out, fingerprint(KIND, settings, prints)):
+        print(f"mine: {out} has these examples already", file=sys.stderr)
+        return open_artifact(out, kind=KIND)
+    with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer, ExitStack() as stack:
+        judged, num_without = _judged(queries, reader)
+        miner = Miner(reader, config, build_encoder, search, use_ray=use_ray, stack=stack)
+        start = time.perf_counter()
+        with (
+            ExampleWriter(out, is_split=reader.details.is_split) as examples,
+            Progress("mine", total=len(judged), unit="query") as progress,
+        ):
+            for first in range(0, len(judged), search.query_batch):
+                block = judged[first : first + search.query_batch]
+                miner.write(block, examples)
+                progress.update(len(block))
+        writer.counts.update(examples.counts, without_positives=num_without, **miner.counts)
+        writer.details.update(
+            index_version=reader.version,
+            encoder_version=reader.encoder_version if miner.is_scored else None,
+            mine_s=time.perf_counter() - start,
+        )
+    _summarise(out, writer.counts)
+    return open_artifact(out, kind=KIND)
+
+
+class Miner:
+    """The steps between judged queries and examples, over one opened index."""
+
+    def __init__(
+        self,
+        reader: IndexReader,
+        config: MineConfig,
+        build_encoder: BuildEncoder,
+        search: SearchConfig,
+        *,
+        use_ray: bool,
+        stack: ExitStack,
+    ) -> None:
+        self._reader, self._config = reader, config
+        self.is_scored = "model" in config.sources or config.filters_scores
+        everything = {"filters": {}, "allow_ids": None, "exclude_ids": ()}
+        mode = "dense" if self.is_scored else "bm25"
+        plain = search.model_copy(update={"mode": mode, **everything})
+        self._searcher = Searcher(reader, plain, build_encoder, None, use_ray=use_ray, stack=stack)
+        self._alive = np.flatnonzero(reader.select()) if reader.details.num_deleted else None
+        self._num_alive = reader.num_passages
+        self.counts: Counter[str] = Counter(negatives=0, without_negatives=0, filled=0)
+
+    def write(self, block: Sequence[Judged], examples: ExampleWriter) -> None:
+        """Mines for a block of queries and appends its examples."""
+        found = self._searcher.embed([judged.query for judged in block])
+        embeddings = None if found is None else dense(found)
+        lines = [None] * len(block) if embeddings is None else embeddings
+        positives = [self._positives(judged, embedding) for judged, embedding in zip(block, lines, strict=True)]
+        sources = [source for source in _SOURCES if source in self._config.sources]
+        candidates = self._candidates(block, embeddings, sources)
+        choice = self._choose(block, positives, candidates)
+        negatives = list(self._negatives(candidates, choice))
+        self.counts.update(choice.counts)
+        empty = [line for line, (rows, _, _) in enumerate(negatives) if not len(rows)]
+        self.counts["without_negatives"] += len(empty)
+        if empty and self._config.fill_random:
+            part, theirs = [block[line] for line in empty], None if embeddings is None else embeddings[empty]
+            drawn = self._candidates(part, theirs, ["random"], purpose="fill")
+            choice = self._choose(part, [positives[line] for line in empty], drawn)
+            for line, filling in zip(empty, self._negatives(drawn, choice), strict=True):
+                negatives[line] = filling
+                self.counts["filled"] += bool(len(filling[0]))
+        self._append(block, positives, negatives, examples)
+
+    def _positives(self, judged: Judged, embedding: Float32[np.ndarray, " dim"] | None) -> Positives:
+        if embedding is None:
+            return Positives(np.array([rows[0] for rows in judged.relevant]), np.zeros(0, dtype=np.float32))
+        scores = [self._scores(embedding, rows) for rows in judged.relevant]
+        best = [int(own.argmax()) for own in scores]
+        rows = np.array([own[place] for own, place in zip(judged.relevant, best, strict=True)])
+        return Positives(rows, np.array([own.max() for own in scores], dtype=np.float32))
+
+    def _candidates(
+        self,
+        block: Sequence[Judged],
+        embeddings: Float32[np.ndarray, "query dim"] | None,
+        sources: Sequence[Source],
+        *,
+        purpose: str = "source",
+    ) -> Candidates:
+        parts = [self._found(source, block, embeddings, purpose) for source in sources]
+        rows = np.concatenate(parts, axis=1)
+        columns = [source for source, part in zip(sources, parts, strict=True) for _ in range(part.shape[1])]
+        if embeddings is None:
+            return Candidates(rows, columns, None)
+        scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+        for line, found in enumerate(rows):
+            scores[line, found >= 0] = self._scores(embeddings[line], found[found >= 0])
+        return Candidates(rows, columns, scores)
+
+    def _found(
+        self,
+        source: Source,
+        block: Sequence[Judged],
+        embeddings: Float32[np.ndarray, "query dim"] | None,
+        purpose: str,
+    ) -> Int64[np.ndarray, "query candidate"]:
+        """What one source finds for each query, best first; padded with -1."""
+        queries = [judged.query for judged in block]
+        if source == "random":
+            return np.stack([self._drawn(judged, purpose) for judged in block])
+        if source == "model":
+            top = self._searcher.search(queries, embeddings, self._config.last_rank)
+        else:
+            top = self._reader.search_bm25([query.text for query in queries], self._config.last_rank)
+        return top.rows[:, self._config.first_rank - 1 :]
+
+    def _drawn(self, judged: Judged, purpose: str) -> Int64[np.ndarray, " candidate"]:
+        """`num_negatives` rows drawn uniformly from those that are not relevant, in random order; padded with -1."""
+        label = f"{self._config.seed}\n{purpose}\n{judged.query.query_id}"
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(label.encode()).digest()[:16], "big"))
+        relevant, num = judged.relevant_rows, self._config.num_negatives
+        rows = rng.choice(self._num_alive, size=min(self._num_alive, num + len(relevant)), replace=False)
+        rows = rows if self._alive is None else self._alive[rows]
+        rows = rows[~np.isin(rows, relevant)][:num]
+        return np.pad(rows.astype(np.int64), (0, num - len(rows)), constant_values=-1)
+
+    def _scores(
+        self, embedding: Float32[np.ndarray, " dim"], rows: Int64[np.ndarray, " row"]
+    ) -> Float32[np.ndarray, " row"]:
+        return self._reader.embeddings(rows) @ embedding
+
+    def _choose(self, block: Sequence[Judged], positives: Sequence[Positives], candidates: Candidates) -> Choice:
+        lowest = np.array([own.scores.min(initial=np.inf) for own in positives], dtype=np.float32)
+        return choose(
+            candidates,
+            [judged.relevant_rows for judged in block],
+            score_limits(lowest, self._config),
+            num_negatives=self._config.num_negatives,
+            ids_of=self._reader.passage_ids.take,
+        )
+
+    def _negatives(self, candidates: Candidates, choice: Choice) -> Iterator[tuple[np.ndarray, list[float], list[str]]]:
+        """Rows, scores and sources of each query's negatives."""
+        for line, columns in enumerate(choice.columns):
+            own = columns[columns >= 0]
+            scores = [] if candidates.scores is None else candidates.scores[line, own].tolist()
+            yield candidates.rows[line, own], scores, [candidates.sources[column] for column in own]
+
+    def _append(
+        self,
+        block: Sequence[Judged],
+        positives: Sequence[Positives],
+        negatives: Sequence[tuple[np.ndarray, list[float], list[str]]],
+        examples: ExampleWriter,
+    ) -> None:
+        ids = self._reader.passage_ids.take
+        mined, row_of = [], {}
+        for judged, (rows, scores), (negative_rows, negative_scores, sources) in zip(
+            block, positives, negatives, strict=True
+        ):
+            own, others = ids(rows).tolist(), ids(negative_rows).tolist()
+            row_of |= dict(zip([*own, *others], [*rows.tolist(), *negative_rows.tolist()], strict=True))
+            mined.append(Example(judged.query, own, others, negative_scores, sources, scores.tolist()))
+            self.counts["negatives"] += len(others)
+        columns = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if self._reader.details.is_split else [])]
+        new = [row_of[passage_id] for passage_id in examples.new(row_of)]
+        examples.add(mined, self._reader.take(new, columns))
+
+
+def _judged(queries: QuerySet, reader: IndexReader) -> tuple[list[Judged], int]:
+    """The queries that have something relevant, and how many have not."""
+    relevant = {
+        query_id: [passage_id for passage_id, relevance in grades.items() if relevance >= 1]
+        for query_id, grades in queries.qrels().items()
+    }
+    rows = reader.rows_of({passage_id for ids in relevant.values() for passage_id in ids})
+    for query_id, ids in relevant.items():
+        if missing := [passage_id for passage_id in ids if passage_id not in rows]:
+            raise DataError(
+                f"{reader.path}: lacks {missing[0]!r}, which is relevant to query {query_id!r}; it was deleted from "
+                "the index since: build the index again, or leave the judgement out"
+            )
+    judged = [Judged(q, [rows[id_] for id_ in relevant[q.query_id]]) for q in queries.queries() if relevant[q.query_id]]
+    if not judged:
+        raise DataError(
+            f"{queries.path}: no query has a passage of relevance 1 or more, so there is nothing to train on"
+        )
+    return judged, len(relevant) - len(judged)
+
+
+def _summarise(out: Path, counts: dict[str, int]) -> None:
+    removed = ", ".join(
+        f"{name.removeprefix('removed_')} {number:,}" for name, number in counts.items() if name.startswith("removed_")
+    )
+    print(
+        f"mine: {out}: {counts['examples']:,} queries, {counts['negatives']:,} negatives of {counts['candidates']:,} "
+        f"candidates; removed: {removed}",
+        file=sys.stderr,
+    )
+    if counts["without_negatives"]:
+        filled = f"{counts['filled']:,} of them got random ones"
+        print(f"mine: {counts['without_negatives']:,} queries had no negative left, {filled}", file=sys.stderr)
+    if counts["without_positives"]:
+        print(f"mine: {counts['without_positives']:,} queries left out: nothing is relevant to them", file=sys.stderr)

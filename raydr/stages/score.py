@@ -1,0 +1,122 @@
+"""score: a ranker's scores of every candidate of every training query, as one batch job; the supervision of a student.
+
+Notable: a ranker that does not change while its student is trained needs to score each pair once, not at every visit.
+Scores are stored beside the example set they belong to, in its order, and carry its fingerprint, so scores of other
+examples are refused.
+
+| in the artifact (kind "scores") | columns |
+| --- | --- |
+| scores.parquet | row (of the example set), scores (of its positives, then of its negatives) |
+
+    scores = score_examples(examples, ranker, out, use_ray=True)
+    open_scores(out, examples)[0]        # of query 0: positives first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32
+
+from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.config import Component
+from raydr.data.examples import ExampleSet
+from raydr.errors import ArtifactError, ConfigError
+from raydr.progress import Progress
+
+KIND = "scores"
+SCORES = "scores.parquet"
+_QUERIES_PER_BLOCK = 32
+_SCHEMA = pa.schema({"row": pa.int64(), "scores": pa.list_(pa.float32())})
+
+
+@runtime_checkable
+class PairScorer(Protocol):
+    """A reranker that says what it thinks of a pair, such as `CrossEncoderReranker`."""
+
+    def score(self, pairs: Any) -> Float32[np.ndarray, " pair"]: ...
+
+
+def score_examples(examples: ExampleSet, ranker: Component, out: Path, *, use_ray: bool) -> Artifact:
+    """The scores of `ranker` in `out`; finished ones of the same examples and ranker stay.
+
+    On Ray, one actor scores block after block on each CPU (or on a GPU, by the ranker's own `device`). Raises
+    `ConfigError` when `ranker` does not score pairs.
+    """
+    settings = {"ranker": ranker.model_dump(mode="json")}
+    if is_finished(out, fingerprint(KIND, settings, {"examples": examples.artifact.fingerprint})):
+        return open_artifact(out, kind=KIND)
+    blocks = [range(start, min(start + _QUERIES_PER_BLOCK, len(examples))) for start in _starts(len(examples))]
+    with (
+        write_artifact(out, kind=KIND, config=settings, inputs={"examples": examples.artifact}) as writer,
+        Progress("score", total=len(examples), unit="query") as progress,
+        pq.ParquetWriter(out / SCORES, _SCHEMA) as file,
+    ):
+        path = examples.artifact.path.resolve()
+        tables = _on_ray(blocks, ranker, path) if use_ray else map(_Scorer(ranker, path), blocks)
+        for table in tables:
+            file.write_table(table)
+            progress.update(table.num_rows)
+        writer.counts["queries"] = len(examples)
+    return open_artifact(out, kind=KIND)
+
+
+def open_scores(path: str | Path, examples: ExampleSet) -> list[Float32[np.ndarray, " candidate"]]:
+    """For each query the scores of its positives, then of its negatives. Raises `ArtifactError` for other examples."""
+    artifact = open_artifact(path, kind=KIND)
+    if artifact.manifest.inputs["examples"] != examples.artifact.fingerprint:
+        raise ArtifactError(f"{path}: scores other examples than those in {examples.artifact.path}; score these")
+    table = pq.read_table(artifact.path / SCORES).sort_by("row")
+    return [np.asarray(value.values, dtype=np.float32) for value in table["scores"]]
+
+
+def _starts(count: int) -> range:
+    return range(0, count, _QUERIES_PER_BLOCK)
+
+
+class _Scorer:
+    """Scores blocks of queries; built where it runs."""
+
+    def __init__(self, ranker: Component, path: Path) -> None:
+        scorer = ranker.build()
+        if not isinstance(scorer, PairScorer):
+            raise ConfigError(f"{ranker.import_path}: {type(scorer).__name__} has no method score(pairs)")
+        self._scorer, self._examples = scorer, ExampleSet.open(path)
+
+    def __call__(self, block: range) -> pa.Table:
+        rows = [[*self._examples.positives(query), *self._examples.negatives(query)] for query in block]
+        passages = iter(self._examples.passages([row for own in rows for row in own]))
+        queries = [self._examples.query(query) for query in block]
+        pairs = [(query, next(passages)) for query, own in zip(queries, rows, strict=True) for _ in own]
+        scores = np.split(self._scorer.score(pairs), np.cumsum([len(own) for own in rows])[:-1])
+        return pa.table({"row": list(block), "scores": [own.tolist() for own in scores]}, schema=_SCHEMA)
+
+
+def _on_ray(blocks: list[range], ranker: Component, path: Path) -> Iterator[pa.Table]:
+    """The blocks over a pool of actors, in any order."""
+    import ray.data
+
+    class Actor:
+        def __init__(self) -> None:
+            self._score = _Scorer(ranker, path)
+
+        def __call__(self, table: pa.Table) -> pa.Table:
+            bounds = zip(table["first"].to_pylist(), table["last"].to_pylist(), strict=True)
+            return pa.concat_tables([self._score(range(first, last)) for first, last in bounds])
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        rows = [pa.table({"first": [block.start], "last": [block.stop]}) for block in blocks]
+        # Reserves little, as the embedding pool does: the readers before it need a whole CPU each.
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus // 2))
+        scored = ray.data.from_arrow(rows).map_batches(
+            Actor, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=0.5, zero_copy_batch=True
+        )
+        yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -1,0 +1,136 @@
+"""The steps of a training, each idempotent and in a folder of its own: what a method's `fit` is written in.
+
+Notable: a step that finished is not done again, one that was interrupted goes on, and a step depends on the artifacts
+it was given, so a `fit` that was killed anywhere is run again from the top and ends with the same result. The corpus is
+read once; the trained method is a method like any other.
+
+    index = steps.index(method, "base")
+    examples = steps.mine(method, index, "examples")
+    model = steps.train(method, steps.config.train, examples, "train")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from raydr import runtime
+from raydr.artifacts import Artifact
+from raydr.config import Component
+from raydr.data.corpus import Corpus
+from raydr.data.example_files import examples_from_file
+from raydr.data.examples import ExampleSet
+from raydr.data.ingest import ingest, ingest_queries
+from raydr.encoders.factory import EncoderFactory
+from raydr.errors import ConfigError
+from raydr.index.build import build_index
+from raydr.stages.embed import embed_corpus
+from raydr.stages.mine import mine_negatives, training_data
+from raydr.stages.score import score_examples
+
+if TYPE_CHECKING:
+    from raydr.data.config import DataConfig
+    from raydr.index.config import IndexConfig
+    from raydr.stages.config import EmbedConfig, MineConfig, SearchConfig
+    from raydr.train.config import TrainConfig
+
+
+class RunSettings(Protocol):
+    """The part of a run's config that steps read."""
+
+    out: Path
+    runtime: runtime.Runtime
+    data: DataConfig
+    embed: EmbedConfig
+    index: IndexConfig
+    search: SearchConfig
+    mine: MineConfig
+    train: TrainConfig | None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps over one corpus; folders are names below `config.out`."""
+
+    config: RunSettings
+    corpus: Corpus
+    use_ray: bool
+
+    @classmethod
+    def of(cls, config: RunSettings) -> Steps:
+        """Ingests the corpus, and connects to Ray, which training always runs on."""
+        corpus = ingest(config.data, config.out / "corpus")
+        use_ray = runtime.uses_ray(config.runtime, num_passages=corpus.num_passages)
+        runtime.connect(dashboard=False)
+        return cls(config, corpus, use_ray)
+
+    @property
+    def train_config(self) -> TrainConfig:
+        """Raises `ConfigError` where the run has none."""
+        if self.config.train is None:
+            raise ConfigError("this config has no `train` section")
+        return self.config.train
+
+    def index(self, method: Component, folder: str) -> Path:
+        """Embeds the corpus with `method` and indexes it; the index artifact's path."""
+        out = self.config.out / folder
+        embeddings = embed_corpus(
+            self.corpus,
+            EncoderFactory(method),
+            self.config.embed,
+            out / "embed",
+            use_ray=self.use_ray,
+            method=method,
+        )
+        build_index(self.corpus, embeddings, self.config.index, out / "index", use_ray=self.use_ray)
+        return out / "index"
+
+    def mine(self, method: Component, index: Path, folder: str, *, split: str | None = None) -> ExampleSet:
+        """Examples for the queries of `split`, with negatives found in `index`; None: as the config says, which may
+        name a file of examples instead.
+        """
+        config = self.config.mine
+        if split is not None:
+            config = config.model_copy(update={"split": split, "queries": None, "qrels": None, "source_file": None})
+        if config.source_file is not None:
+            out, corpus = self.config.out / folder, config.source_corpus
+            return examples_from_file(config.source_file, out, source_format=config.source_format, corpus=corpus)
+        data = training_data(self.config.data, config)
+        queries = ingest_queries(data, self.corpus, self.config.out / f"queries_{config.split}")
+        mined = mine_negatives(
+            index,
+            queries,
+            EncoderFactory(method),
+            config,
+            self.config.out / folder,
+            use_ray=self.use_ray,
+            search=self.config.search,
+        )
+        return ExampleSet(mined)
+
+    def dev(self, method: Component, index: Path) -> ExampleSet | None:
+        """Examples of the dev split, for choosing among checkpoints; None where the config names none."""
+        split = self.config.mine.dev_split
+        return self.mine(method, index, "examples_dev", split=split) if split is not None else None
+
+    def score(self, ranker: Component, examples: ExampleSet, folder: str) -> Artifact:
+        """The ranker's score of every candidate of every example."""
+        return score_examples(examples, ranker, self.config.out / folder, use_ray=self.use_ray)
+
+    def train(
+        self,
+        method: Component,
+        config: TrainConfig,
+        examples: ExampleSet,
+        folder: str,
+        *,
+        dev: ExampleSet | None = None,
+        start: Path | None = None,
+        keep_state: bool = False,
+    ) -> Artifact:
+        """The model artifact of `method` trained on `examples`."""
+        from raydr.train.trainer import train_model
+
+        out = self.config.out / folder
+        return train_model(method, config, examples, out, dev=dev, start=start, keep_state=keep_state)

@@ -1,0 +1,225 @@
+"""From groups of examples to tensors: texts are looked up and tokenised by Ray Data tasks, ahead of the training.
+
+Notable: each worker streams its own share, which the sampler and its rank decide, so no worker waits for another's rows
+and none is fed twice; a batch travels as ragged token ids and is padded where it is used. A run that is resumed starts
+its stream at its step, nothing before it is tokenised again.
+
+    tokenizer = BatchTokenizer(encoder_config)
+    batches = stream(sampler, tokenizer, examples, first=0, last=100, worker_rank=0, num_workers=2)      # TrainBatch
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from raydr.data.examples import ExampleSet
+from raydr.encoders.text import TextEncoder, TextEncoderConfig
+from raydr.train.sampling import BatchSampler, Group, share
+from raydr.types import Passage, Query
+
+if TYPE_CHECKING:
+    import torch
+
+    from raydr.train.objective import TrainBatch
+
+_BATCHES_PER_BLOCK = 16
+_BLOCKS_AHEAD = 256
+"""Blocks in one execution of Ray Data: a plan is a few numbers for each group, starting an execution costs seconds."""
+
+
+@runtime_checkable
+class GroupTokenizer(Protocol):
+    """Tokenises the texts of a batch; travels to Ray Data's tasks, so it holds configuration only."""
+
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
+        """Lists of token ids by what they are: `queries` and `passages` (query-major), or `pairs`."""
+        ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class BatchTokenizer:
+    """Queries and passages apart, as a dual encoder reads them."""
+
+    config: TextEncoderConfig
+
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
+        encoder = _encoder(self.config)
+        return {
+            "queries": encoder.tokenize_queries(queries),
+            "passages": encoder.tokenize_passages(list(chain.from_iterable(groups))),
+        }
+
+    @property
+    def pad_id(self) -> int:
+        return _encoder(self.config).pad_id
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(config: TextEncoderConfig) -> TextEncoder:
+    return TextEncoder(config)
+
+
+@functools.lru_cache(maxsize=4)
+def _examples(path: Path) -> ExampleSet:
+    return ExampleSet.open(path)
+
+
+def stream(
+    sampler: BatchSampler,
+    tokenizer: GroupTokenizer,
+    examples: ExampleSet,
+    *,
+    first: int,
+    last: int,
+    worker_rank: int,
+    num_workers: int,
+    on_ray: bool = True,
+) -> Iterator[TrainBatch]:
+    """One worker's share of the batches `first` to `last` (exclusive), tokenised by a Ray Data actor of its own."""
+    batches = islice(iter(sampler), first, last)
+    path = examples.artifact.path.resolve()
+    while True:
+        planned = list(islice(batches, _BATCHES_PER_BLOCK * _BLOCKS_AHEAD if on_ray else 1))
+        own = [share(batch, worker_rank, num_workers) for batch in planned]
+        if not own:
+            return
+        rows = _on_ray(own, tokenizer, path) if on_ray else (tokenized(groups, tokenizer, path) for groups in own)
+        for row in rows:
+            yield to_batch(row, tokenizer.pad_id)
+
+
+def _on_ray(batches: list[list[Group]], tokenizer: GroupTokenizer, path: Path) -> Iterator[dict[str, Any]]:
+    import ray.data
+
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    blocks = [
+        _plan(batches[start : start + _BATCHES_PER_BLOCK]) for start in range(0, len(batches), _BATCHES_PER_BLOCK)
+    ]
+
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.from_arrow(blocks).map_batches(
+            _Tokenize,
+            fn_constructor_args=(tokenizer, path),
+            batch_format="pyarrow",
+            batch_size=None,
+            zero_copy_batch=True,
+            # One process beside each training worker, which Ray would otherwise multiply; and training workers may
+            # hold every CPU, for which tokenising must not wait.
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=0.01,
+        )
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+            yield from table.to_pylist()
+
+
+class _Tokenize:
+    """What runs in Ray Data's actor."""
+
+    def __init__(self, tokenizer: GroupTokenizer, path: Path) -> None:
+        self._tokenizer, self._path = tokenizer, path
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows = [tokenized(groups, self._tokenizer, self._path) for groups in _groups(block)]
+        return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+_RAGGED = pa.list_(pa.list_(pa.int32()))
+_SCHEMA = pa.schema(
+    {
+        "names": pa.list_(pa.string()),
+        "queries": _RAGGED,
+        "passages": _RAGGED,
+        "pairs": _RAGGED,
+        "passage_rows": pa.list_(pa.int64()),
+        "positive_rows": pa.list_(pa.list_(pa.int64())),
+        "teacher_scores": pa.list_(pa.list_(pa.float32())),
+        "clusters": pa.list_(pa.int64()),
+    }
+)
+_PLAN = pa.schema(
+    {
+        "query": pa.list_(pa.int64()),
+        "passages": pa.list_(pa.list_(pa.int64())),
+        "teacher_scores": pa.list_(pa.list_(pa.float32())),
+        "cluster": pa.list_(pa.int64()),
+    }
+)
+
+
+def _plan(batches: list[list[Group]]) -> pa.Table:
+    """One row per batch."""
+    rows = [{name: [getattr(group, name) for group in batch] for name in _PLAN.names} for batch in batches]
+    return pa.Table.from_pylist(rows, schema=_PLAN)
+
+
+def _groups(block: pa.Table) -> Iterator[list[Group]]:
+    for row in block.to_pylist():
+        columns = (row["query"], row["passages"], row["teacher_scores"], row["cluster"])
+        yield [
+            Group(query, tuple(rows), tuple(scores), label) for query, rows, scores, label in zip(*columns, strict=True)
+        ]
+
+
+def tokenized(groups: list[Group], tokenizer: GroupTokenizer, path: Path) -> dict[str, Any]:
+    """The batch of these groups as lists: token ids and labels."""
+    examples = _examples(path)
+    rows = [row for group in groups for row in group.passages]
+    passages = iter(examples.passages(rows))
+    texts = [list(islice(passages, len(group.passages))) for group in groups]
+    queries = [examples.query(group.query) for group in groups]
+    has_teacher, has_clusters = bool(groups[0].teacher_scores), groups[0].cluster >= 0
+    return {
+        "names": [query.query_id for query in queries],
+        "queries": None,
+        "passages": None,
+        "pairs": None,
+        **tokenizer.tokenize(queries, texts),
+        "passage_rows": rows,
+        "positive_rows": [examples.relevant(group.query).tolist() for group in groups],
+        "teacher_scores": [list(group.teacher_scores) for group in groups] if has_teacher else None,
+        "clusters": [group.cluster for group in groups] if has_clusters else None,
+    }
+
+
+def to_batch(row: dict[str, Any], pad_id: int) -> TrainBatch:
+    """Tensors of a tokenised batch, on the CPU."""
+    import torch
+
+    from raydr.train.objective import Labels, TrainBatch
+
+    def tensor(name: str, kind: torch.dtype) -> torch.Tensor | None:
+        return None if row[name] is None else torch.tensor(row[name], dtype=kind)
+
+    widest = max(len(positives) for positives in row["positive_rows"])
+    padded = [[*positives, *[-1] * (widest - len(positives))] for positives in row["positive_rows"]]
+    labels = Labels(
+        passage_rows=torch.tensor(row["passage_rows"], dtype=torch.int64),
+        positive_rows=torch.tensor(padded, dtype=torch.int64),
+        teacher_scores=tensor("teacher_scores", torch.float32),
+        clusters=tensor("clusters", torch.int64),
+    )
+    texts = {name: None if row[name] is None else pad(row[name], pad_id) for name in ("queries", "passages", "pairs")}
+    return TrainBatch(labels=labels, names=row["names"], **texts)
+
+
+def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> Any:
+    """Token ids as `Tokens`, padded on the right to the longest text."""
+    import torch
+
+    from raydr.encoders.token_batches import collate
+    from raydr.train.objective import Tokens
+
+    ids, mask = collate(token_ids, pad_id)
+    return Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask))

@@ -1,0 +1,26 @@
+"""Keeps the batch of a step that went wrong, to be looked at: token ids, masks and labels in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raydr.train.objective import TrainBatch
+
+
+def save_batch(batch: TrainBatch, file: Path) -> Path:
+    """Writes the batch; the ids of its queries are in the file's metadata."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.contiguous() for name, value in vars(batch.labels).items() if value is not None}
+    for name in ("queries", "passages", "pairs"):
+        side = getattr(batch, name)
+        if side is not None:
+            tensors[f"{name}.ids"] = side.ids.contiguous()
+            if side.mask is not None:
+                tensors[f"{name}.mask"] = side.mask.contiguous()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata={"queries": json.dumps(batch.names)})
+    return file

@@ -1,0 +1,208 @@
+"""The one door to DeepSpeed: a network, its optimiser and what is split over the workers.
+
+Notable: gradients add up over any number of `backward` calls until `step`, which is what gradient caching and
+accumulation need (DeepSpeed's `managed_gradient_accumulation: false`); the learning rate is set before every step as a
+function of the step's number, so a resumed run needs no scheduler state. Weights leave as float32, whole, whatever the
+ZeRO stage, for the process that asks (all must ask together).
+
+    engine = Engine(network, TrainConfig(zero_stage=2), is_gpu=False)
+    engine.backward(loss); engine.step(learning_rate=1e-5)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raydr.errors import ConfigError
+from raydr.train.config import TrainConfig
+from raydr.train.distributed import num_workers, worker_rank
+
+_TAG = "state"
+_NO_DECAY = ("bias", "norm.weight", "layernorm.weight", "layer_norm.weight", "ln_f.weight")
+
+
+class Engine:
+    """A network being trained. Every worker holds one, and all call its methods together."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, *, is_gpu: bool) -> None:
+        deepspeed = _import_deepspeed(is_gpu=is_gpu)
+        self.device = torch.device("cuda", torch.cuda.current_device()) if is_gpu else torch.device("cpu")
+        if config.activation_checkpointing:
+            _checkpoint_activations(model)
+        groups = parameter_groups(model, config)
+        optimizer: Any = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps
+        )
+        if config.offload != "none":
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(
+                groups, lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps
+            )
+        self._factors = [group["lr"] / config.learning_rate for group in groups]
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, num_workers=num_workers()),
+            dist_init_required=False,
+        )
+        self._stage = config.zero_stage
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself; with ZeRO 3 each worker holds only a part of its weights."""
+        return self._engine.module
+
+    def __call__(self, *inputs: Tensor | None) -> Any:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Adds the gradient of `loss` to the gradients of the step."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float:
+        """One update with the mean of the workers' gradients; returns their norm before clipping."""
+        for group, factor in zip(self._optimizer.param_groups, self._factors, strict=True):
+            group["lr"] = learning_rate * factor
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """Every worker's part of weights and optimiser, and `state`, which is small and the same for all."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, save_latest=False)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """What `save` wrote, into this engine; gives back `state`. Raises `ConfigError` where the workers differ."""
+        saved = len(list((folder / _TAG).glob("*optim_states.pt")))
+        if self._stage and saved != num_workers():
+            raise ConfigError(
+                f"this checkpoint was written by {saved} workers, and ZeRO's parts fit no other number: "
+                f"set train.num_workers={saved}"
+            )
+        path, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if path is None:
+            raise ConfigError(f"{folder}: holds no checkpoint of this run")
+        return state
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """All weights in float32 by name, on the CPU of worker 0; None on the others."""
+        if self._stage == 3:
+            gathered = self._gathered_weights()
+        else:
+            gathered = {name: value.detach() for name, value in self.model.state_dict().items()}
+        if worker_rank():
+            return None
+        return {
+            name: value.cpu().float() if value.is_floating_point() else value.cpu() for name, value in gathered.items()
+        }
+
+    def _gathered_weights(self) -> dict[str, Tensor]:
+        import deepspeed
+
+        found = {name: value.detach().cpu() for name, value in self.model.named_buffers()}
+        for name, parameter in self.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if worker_rank() == 0:
+                    found[name] = parameter.detach().cpu().clone()
+        return found
+
+
+def deepspeed_config(config: TrainConfig, *, num_workers: int) -> dict[str, Any]:
+    """DeepSpeed's own settings for a training config."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
+        # Small networks: keep nothing split that is smaller than a worker would notice.
+        zero["stage3_param_persistence_threshold"] = 0
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if config.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": config.batch_size // num_workers,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.clip_norm,
+        "bf16": {"enabled": config.precision == "bfloat16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trainable weights by learning rate and weight decay; a group's lr is its highest.
+
+    With `layer_decay` the layer n below the top has learning_rate * layer_decay ** n; embeddings lie below the first.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not names:
+        raise ConfigError("the model has no weights to train")
+    depth = 1 + max((number for name in names if (number := _layer(name)) is not None), default=-1)
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and not name.lower().endswith(_NO_DECAY)
+        below_top = _below_top(name, depth)
+        groups.setdefault((config.learning_rate * config.layer_decay**below_top, decays), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": config.weight_decay if decays else 0.0}
+        for (rate, decays), parameters in groups.items()
+    ]
+
+
+def _below_top(name: str, depth: int) -> int:
+    layer = _layer(name)
+    if layer is None:
+        return depth if "embed" in name else 0
+    return depth - 1 - layer
+
+
+def _layer(name: str) -> int | None:
+    """The number in `encoder.layer.3.attention...`; None outside the layers."""
+    parts = name.split(".")
+    for before, part in zip(parts, parts[1:], strict=False):
+        if part.isdigit() and before in {"layer", "layers", "h", "block", "blocks"}:
+            return int(part)
+    return None
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    for module in _transformers(model):
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _transformers(model: nn.Module) -> Iterator[Any]:
+    found = [module for module in model.modules() if hasattr(module, "gradient_checkpointing_enable")]
+    if not found:
+        raise ConfigError("activation_checkpointing: this network has no transformer that knows how")
+    yield found[0]
+
+
+def _import_deepspeed(*, is_gpu: bool) -> Any:
+    """DeepSpeed, told which device there is before it looks for one itself, and quiet."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if is_gpu else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError("training needs DeepSpeed: pip install 'raydr[cpu]' or 'raydr[gpu]'") from error
+    from deepspeed import comm
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not comm.is_initialized():
+        comm.init_distributed(dist_backend="nccl" if is_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    return deepspeed

@@ -1,0 +1,113 @@
+"""Evaluation during training: how well the current weights rank the dev examples, on all workers together.
+
+Notable: a dual encoder searches exactly among all passages that the dev examples name (positives and mined negatives),
+a cross-encoder reorders each query's own positives and negatives. Both are cheaper than a search of the corpus and
+harder than random passages; they choose among checkpoints, and are no result to report.
+
+    evaluate(engine, examples, tokenizer)["nDCG@10"]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydr.data.examples import ExampleSet
+from raydr.train.batches import GroupTokenizer, pad
+from raydr.train.distributed import all_parts, most_of_all_workers, num_workers, worker_rank
+from raydr.train.objective import Tokens
+
+if TYPE_CHECKING:
+    from raydr.train.engine import Engine
+
+_TOKENS_AT_ONCE = 4096
+_MEASURES = ("nDCG@10", "RR@10", "R@100")
+
+
+def evaluate(engine: Engine, examples: ExampleSet, tokenizer: GroupTokenizer) -> dict[str, float]:
+    """nDCG@10, RR@10 and R@100 over the dev examples; the same on every worker."""
+    engine.eval()
+    try:
+        with torch.no_grad():
+            rank = _rank_all if "queries" in _sample(examples, tokenizer) else _rank_groups
+            run = rank(engine, examples, tokenizer)
+    finally:
+        engine.train()
+    return _measure(run, examples)
+
+
+def _sample(examples: ExampleSet, tokenizer: GroupTokenizer) -> dict[str, list[list[int]]]:
+    return tokenizer.tokenize([examples.query(0)], [examples.passages(examples.positives(0)[:1])])
+
+
+def _rank_all(engine: Engine, examples: ExampleSet, tokenizer: GroupTokenizer) -> list[list[tuple[int, float]]]:
+    """(row, score) of the best hundred passages for every query, among all of the set."""
+    queries = [examples.query(row) for row in range(len(examples))]
+    passages = examples.passages(range(examples.num_passages))
+    own_queries, own_passages = _own(len(queries)), _own(len(passages))
+    tokens = tokenizer.tokenize([queries[i] for i in own_queries], [[passages[i]] for i in own_passages])
+    sides = [_forward(engine, tokens[name], tokenizer.pad_id) for name in ("queries", "passages")]
+    query_embeddings, passage_embeddings = (torch.cat(all_parts(side.float())) for side in sides)
+    scores = query_embeddings @ passage_embeddings.T
+    top = scores.topk(min(100, scores.shape[1]), dim=1)
+    return [list(zip(rows, values, strict=True)) for rows, values in zip(top.indices.tolist(), top.values.tolist())]
+
+
+def _rank_groups(engine: Engine, examples: ExampleSet, tokenizer: GroupTokenizer) -> list[list[tuple[int, float]]]:
+    """(row, score) of every query's own positives and negatives."""
+    rows = [np.concatenate([examples.positives(i), examples.negatives(i)]).tolist() for i in range(len(examples))]
+    own = _own(len(rows))
+    tokens = tokenizer.tokenize([examples.query(i) for i in own], [examples.passages(rows[i]) for i in own])["pairs"]
+    scores = torch.cat(all_parts(_forward(engine, tokens, tokenizer.pad_id).float())).tolist()
+    run, start = [], 0
+    for group in rows:
+        run.append(sorted(zip(group, scores[start : start + len(group)], strict=True), key=lambda hit: -hit[1]))
+        start += len(group)
+    return run
+
+
+def _own(count: int) -> range:
+    """This worker's consecutive share."""
+    return range(count * worker_rank() // num_workers(), count * (worker_rank() + 1) // num_workers())
+
+
+def _forward(engine: Engine, token_ids: list[list[int]], pad_id: int) -> Tensor:
+    """The network's output for every text, in order; short and long texts do not share a chunk."""
+    order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
+    outputs: list[Tensor] = []
+    start = 0
+    # With ZeRO 3 every forward pass is one of all workers, so all must make the same number of them.
+    chunks: list[list[int]] = []
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and len(token_ids[order[end]]) * (end + 1 - start) <= _TOKENS_AT_ONCE:
+            end += 1
+        chunks.append(order[start:end])
+        start = end
+    most = most_of_all_workers(len(chunks), engine.device)
+    for number in range(most):
+        chunk = chunks[min(number, len(chunks) - 1)] if chunks else []
+        tokens: Tokens = pad([token_ids[i] for i in chunk] or [[pad_id]], pad_id).to(engine.device)
+        output = engine(tokens.ids, tokens.mask)
+        if number < len(chunks):
+            outputs.append(output)
+    if not outputs:
+        return output[:0]
+    return torch.cat(outputs)[torch.argsort(torch.tensor(order, device=engine.device))]
+
+
+def _measure(run: list[list[tuple[int, float]]], examples: ExampleSet) -> dict[str, float]:
+    import ir_measures
+
+    qrels = [
+        ir_measures.Qrel(str(query), str(row), 1) for query in range(len(examples)) for row in examples.positives(query)
+    ]
+    scored = [
+        ir_measures.ScoredDoc(str(query), str(row), score) for query, hits in enumerate(run) for row, score in hits
+    ]
+    measures = [ir_measures.parse_measure(name) for name in _MEASURES]
+    found = ir_measures.calc_aggregate(measures, qrels, scored)
+    return {str(measure): float(value) for measure, value in found.items()}

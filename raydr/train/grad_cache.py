@@ -1,0 +1,162 @@
+"""The gradient of a loss over many embeddings in the memory of a few: gradient caching, written once for every loss.
+
+1. embed all texts, chunk by chunk, without keeping activations
+2. loss of all embeddings (joined over workers); its gradient with respect to each own embedding is the cache
+3. embed each chunk again, with activations, and continue the backward pass from its cached gradients
+
+Notable: exact, not an approximation: the second embedding of a chunk draws the same dropout as the first, because the
+random state is put back. It needs nothing of the loss but that it is a function of embeddings, and nothing of the
+engine but that gradients of several backward passes add up, so it works with every ZeRO stage, with accumulation and
+with any temperature. Texts are sorted by length before they are cut into chunks, so chunks are padded to their own
+longest text. Source: Gao et al. 2021 (arXiv 2101.06983).
+
+    output = backward(engine, objective, batch, chunk_tokens=4096, weight=1.0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raydr.train.distributed import join, join_labels, most_of_all_workers, num_workers
+from raydr.train.objective import EmbeddingObjective, LossOutput, Tokens, TrainBatch
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What is needed of an engine: a forward pass, and backward passes whose gradients add up until the step."""
+
+    device: torch.device
+
+    def __call__(self, ids: Tensor, mask: Tensor | None) -> Float[Tensor, "text dim"]: ...
+
+    def backward(self, loss: Float[Tensor, ""]) -> None: ...
+
+
+def backward(
+    engine: Trainable,
+    objective: EmbeddingObjective,
+    batch: TrainBatch,
+    *,
+    chunk_tokens: int | None,
+    weight: float = 1.0,
+) -> LossOutput:
+    """Adds the gradient of `weight` times the batch's loss to the weights; returns the loss and the metrics.
+
+    With `chunk_tokens` None the whole batch goes through the network once; with a number, in chunks of so many tokens,
+    twice.
+    """
+    plans = [_Plan(tokens.to(engine.device), chunk_tokens) for tokens in batch.sides]
+    if chunk_tokens is None:
+        embeddings = [plan.embed(engine) for plan in plans]
+        output, scaled = _loss(objective, embeddings, batch, weight, engine.device)
+        engine.backward(scaled)
+        return output
+    for plan in plans:
+        plan.embed_for_cache(engine)
+    leaves = [plan.cached.requires_grad_() for plan in plans]
+    output, scaled = _loss(objective, leaves, batch, weight, engine.device)
+    scaled.backward()
+    for plan in plans:
+        plan.continue_backward(engine)
+    return output
+
+
+def _loss(
+    objective: EmbeddingObjective, own: list[Tensor], batch: TrainBatch, weight: float, device: torch.device
+) -> tuple[LossOutput, Tensor]:
+    """The loss, and what to differentiate: times the number of workers where all compute the same loss, because their
+    gradients are averaged, each having only those of its own rows.
+    """
+    labels = batch.labels.to(device)
+    if not objective.gather:
+        output = objective.loss(own[0].float(), own[1].float(), labels)
+        return output, output.loss * weight
+    output = objective.loss(join(own[0].float()), join(own[1].float()), join_labels(labels))
+    return output, output.loss * weight * num_workers()
+
+
+class _Plan:
+    """The texts of one side, sorted by length and cut into chunks."""
+
+    def __init__(self, tokens: Tokens, chunk_tokens: int | None) -> None:
+        lengths = tokens.lengths
+        self._order = torch.argsort(lengths, stable=True)
+        self._tokens = Tokens(tokens.ids[self._order], None if tokens.mask is None else tokens.mask[self._order])
+        self._bounds = list(_cut(lengths[self._order].tolist(), chunk_tokens))
+        # Each pass is one of all workers in ZeRO 2 and 3, so all make the same number of them.
+        _split_into(self._bounds, most_of_all_workers(len(self._bounds), lengths.device))
+        self._states: list[tuple[Tensor, Tensor | None]] = []
+        self.cached: Float[Tensor, "text dim"]
+
+    def embed(self, engine: Trainable) -> Float[Tensor, "text dim"]:
+        """Embeddings in the order of the input, with their graph."""
+        return torch.cat([self._forward(engine, *bounds) for bounds in self._bounds])[torch.argsort(self._order)]
+
+    def embed_for_cache(self, engine: Trainable) -> None:
+        """Embeddings without a graph, in the order of the input; notes the random state before each chunk."""
+        parts = []
+        with torch.no_grad():
+            for bounds in self._bounds:
+                self._states.append(_random_state(engine.device))
+                parts.append(self._forward(engine, *bounds))
+        self.cached = torch.cat(parts)[torch.argsort(self._order)]
+
+    def continue_backward(self, engine: Trainable) -> None:
+        """Each chunk again, and the backward pass from the gradients that `cached` has by now."""
+        cached_gradients = self.cached.grad
+        if cached_gradients is None:  # a loss that looks at one side only
+            return
+        gradients = cached_gradients[self._order]
+        for (start, end), state in zip(self._bounds, self._states, strict=True):
+            with _with_random_state(state, engine.device):
+                embeddings = self._forward(engine, start, end)
+            engine.backward((embeddings.float() * gradients[start:end]).sum())
+
+    def _forward(self, engine: Trainable, start: int, end: int) -> Float[Tensor, "text dim"]:
+        chunk = self._tokens.part(start, end)
+        return engine(chunk.ids, chunk.mask)
+
+
+def _cut(lengths: list[int], chunk_tokens: int | None) -> Iterator[tuple[int, int]]:
+    """Bounds of consecutive chunks of ascending lengths, each at most `chunk_tokens` when padded, or one text."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        is_last = end == len(lengths)
+        if is_last or (chunk_tokens is not None and lengths[end] * (end + 1 - start) > chunk_tokens):
+            yield start, end
+            start = end
+
+
+def _split_into(bounds: list[tuple[int, int]], count: int) -> None:
+    """Halves the largest chunks until there are `count`, which is at most the number of texts."""
+    while len(bounds) < count:
+        place = max(range(len(bounds)), key=lambda i: bounds[i][1] - bounds[i][0])
+        start, end = bounds[place]
+        bounds[place : place + 1] = [(start, (start + end) // 2), ((start + end) // 2, end)]
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _with_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """Runs the block from `state`, and leaves the random state as it was before."""
+    before = _random_state(device)
+    _set_random_state(state, device)
+    try:
+        yield
+    finally:
+        _set_random_state(before, device)
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,279 @@
+"""What a training worker does: build, resume, step, report. Ray Train runs it on every worker, and again after a loss.
+
+Notable: everything that a step depends on is a function of the config and the step's number (batches, negatives,
+learning rate) or is in the checkpoint (weights, optimiser, random states), so a run that was killed goes on as if
+nothing had happened: its curve is that of the uninterrupted run. A loss that is not a number stops the run and leaves
+the batch that did it.
+
+    TorchTrainer(train_worker, train_loop_config=Job(...).model_dump(mode="json"), ...)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raydr.config import Component, Config
+from raydr.data.examples import ExampleSet
+from raydr.errors import RaydrError
+from raydr.train.config import TrainConfig
+
+BEST = "best"
+LAST = "last"
+METRICS = "metrics.jsonl"
+
+
+class Job(Config):
+    """What a worker is told."""
+
+    method: Component
+    """The method whose model is trained."""
+    train: TrainConfig
+    examples: Path
+    """Artifact of training examples."""
+    dev: Path | None = None
+    """Artifact of dev examples."""
+    out: Path
+    """Folder that all workers share: the log, the batch of a failed step."""
+    start: Path | None = None
+    """A checkpoint to go on from, with its optimiser and its count of steps: a run that is one part of many."""
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """The loop of one worker, under Ray Train."""
+    import ray.train
+
+    job = Job.model_validate(settings)
+    context = ray.train.get_context()
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        _Training(job, context.get_world_rank(), context.get_world_size()).run(job.start)
+        return
+    with checkpoint.as_directory() as folder:
+        _Training(job, context.get_world_rank(), context.get_world_size()).run(Path(folder))
+
+
+class _Training:
+    """The state of one worker."""
+
+    def __init__(self, job: Job, worker_rank: int, num_workers: int) -> None:
+        import torch
+
+        from raydr.train.engine import Engine
+        from raydr.train.lora import with_adapters
+
+        self.job, self.config = job, job.train
+        self.worker_rank, self.num_workers = worker_rank, num_workers
+        if not self.config.worker_gpus:
+            torch.set_num_threads(max(1, int(self.config.worker_cpus)))
+        torch.manual_seed(self.config.seed)  # the same new weights everywhere
+        method: Any = job.method.build()  # a `raydr.methods.base.Method`; methods know the trainer, not the other way
+        self.tokenizer = method.tokenizer()
+        self.objective = method.build_objective()
+        self.examples = ExampleSet.open(job.examples)
+        self.dev = ExampleSet.open(job.dev) if job.dev is not None else None
+        self.sampler = method.build_batches(self.examples, batch_size=self.config.batch_size, seed=self.config.seed)
+        model = method.build_model()
+        if self.config.lora is not None:
+            model = with_adapters(model, self.config.lora)
+        self.method = method
+        self.engine = Engine(model, self.config, is_gpu=self.config.worker_gpus > 0)
+        torch.manual_seed(self.config.seed + 1 + worker_rank)  # different dropout everywhere
+        if not worker_rank:
+            from tensorboardX import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(job.out / "tensorboard"))
+        self.step = 0
+        self.best: float | None = None
+        self.without_gain = 0
+
+    def run(self, start: Path | None) -> None:
+        from raydr.train.batches import stream
+
+        if start is not None:
+            self._load(start)
+        batches = stream(
+            self.sampler,
+            self.tokenizer,
+            self.examples,
+            first=self.step * self.config.accumulation_steps,
+            last=self.config.max_steps * self.config.accumulation_steps,
+            worker_rank=self.worker_rank,
+            num_workers=self.num_workers,
+        )
+        self.engine.train()
+        started, tokens, seen = time.perf_counter(), 0, 0
+        while self.step < self.config.max_steps and not self._is_out_of_patience():
+            metrics = self._one_step(batches)
+            self.step += 1
+            tokens, seen = tokens + int(metrics.pop("tokens")), seen + 1
+            is_last = self.step == self.config.max_steps
+            if is_last or (self.config.evaluate_every and self.step % self.config.evaluate_every == 0):
+                self._evaluate()
+            if self.step % self.config.log_every == 0 or is_last:
+                seconds = time.perf_counter() - started
+                self._log(metrics, steps_per_s=seen / seconds, tokens_per_s=tokens / seconds)
+                started, tokens, seen = time.perf_counter(), 0, 0
+            if self.step % self.config.checkpoint_every == 0 or is_last or self._is_out_of_patience():
+                self._checkpoint(metrics)
+
+    def _one_step(self, batches: Any) -> dict[str, float]:
+        from raydr.train.distributed import mean_over_workers
+
+        weight = 1 / self.config.accumulation_steps
+        totals: dict[str, float] = {}
+        for _ in range(self.config.accumulation_steps):
+            batch = next(batches)
+            output = self._backward(batch, weight)
+            figures = {"loss": output.loss.detach(), "tokens": _num_tokens(batch), **output.metrics}
+            for name, value in figures.items():
+                totals[name] = totals.get(name, 0.0) + float(value) * (1 if name == "tokens" else weight)
+        means = mean_over_workers(totals)
+        means["tokens"] *= self.num_workers
+        if means["loss"] != means["loss"]:  # the sum over workers, so that all of them see it and stop together
+            self._stop_at_nan(batch)
+        means["learning_rate"] = self.config.learning_rate_at(self.step)
+        means["gradient_norm"] = self.engine.step(means["learning_rate"])
+        return means
+
+    def _backward(self, batch: Any, weight: float) -> Any:
+        from raydr.train import grad_cache
+        from raydr.train.objective import EmbeddingObjective
+
+        if isinstance(self.objective, EmbeddingObjective):
+            return grad_cache.backward(
+                self.engine, self.objective, batch, chunk_tokens=self.config.chunk_tokens, weight=weight
+            )
+        output = self.objective(self.engine, batch.to(self.engine.device))
+        self.engine.backward(output.loss * weight)
+        return output
+
+    def _stop_at_nan(self, batch: Any) -> None:
+        from raydr.train.dump import save_batch
+
+        file = save_batch(batch, self.job.out / f"nan-step-{self.step}-worker-{self.worker_rank}.safetensors")
+        raise RaydrError(
+            f"the loss of step {self.step} is not a number; the batch of this worker is in {file} (queries "
+            f"{', '.join(batch.names[:3])}, ...). Usual causes: a learning rate that is too high, no clipping, "
+            "bfloat16 with a very low temperature"
+        )
+
+    def _evaluate(self) -> None:
+        from raydr.train.evaluate import evaluate
+
+        if self.dev is None:
+            return
+        measured = evaluate(self.engine, self.dev, self.tokenizer)
+        value = measured[self.config.metric]
+        self._append({"step": self.step, **{f"dev_{name}": figure for name, figure in measured.items()}})
+        if self.best is None or value > self.best:
+            self.best, self.without_gain = value, 0
+            self._export(BEST)
+        else:
+            self.without_gain += 1
+
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.without_gain
+
+    def _log(self, metrics: dict[str, float], **rates: float) -> None:
+        self._append({"step": self.step, **metrics, **rates})
+
+    def _append(self, record: dict[str, float]) -> None:
+        """A line of metrics.jsonl, from worker 0; the driver shows progress and draws curves from this file."""
+        if self.worker_rank:
+            return
+        with (self.job.out / METRICS).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({name: float(f"{value:.8g}") for name, value in record.items()}) + "\n")
+        for name, value in record.items():
+            self.tensorboard.add_scalar(name, value, int(record["step"]))
+        self.tensorboard.flush()
+
+    def _checkpoint(self, metrics: dict[str, float]) -> None:
+        """A Ray Train checkpoint: each worker puts its files into the same one."""
+        import ray.train
+
+        folder = Path(tempfile.mkdtemp(prefix="raydr-checkpoint-"))
+        try:
+            self.engine.save(folder, {"step": self.step, "best": self.best, "without_gain": self.without_gain})
+            _save_random_state(folder / f"random-{self.worker_rank}.safetensors")
+            self._export(LAST)
+            ray.train.report({"step": self.step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _load(self, folder: Path) -> None:
+        state = self.engine.load(folder)
+        self.step, self.best, self.without_gain = state["step"], state["best"], state["without_gain"]
+        _load_random_state(folder / f"random-{self.worker_rank}.safetensors")
+        self._drop_later_lines()
+
+    def _drop_later_lines(self) -> None:
+        """Removes the log of steps that are about to be made again."""
+        log = self.job.out / METRICS
+        if self.worker_rank or not log.is_file():
+            return
+        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= self.step]
+        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def _export(self, name: str) -> None:
+        """The weights as a folder that transformers and sentence-transformers open; replaces the one before whole."""
+        from raydr.train.lora import with_adapters, without_adapters
+
+        weights = self.engine.weights()
+        if weights is None:
+            return
+        with _random_state_kept():  # building a network draws its first weights
+            model = self.method.build_model()
+            if self.config.lora is not None:
+                model = with_adapters(model, self.config.lora)
+        model.load_state_dict(weights)
+        if self.config.lora is not None:
+            model = without_adapters(model)
+        target, scratch = self.job.out / name, self.job.out / f".{name}.{os.getpid()}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        self.method.save_model(model, scratch)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+
+
+def _num_tokens(batch: Any) -> int:
+    sides = (batch.queries, batch.passages, batch.pairs)
+    return sum(int(side.lengths.sum()) for side in sides if side is not None)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """What is drawn inside the block leaves no trace: training must not depend on when weights are written."""
+    import torch
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+def _save_random_state(file: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    save_file(states, file)
+
+
+def _load_random_state(file: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    states = load_file(file)
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

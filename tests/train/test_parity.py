@@ -1,0 +1,72 @@
+"""Two workers learn what one with the joined batch learns, and caching changes nothing, under every ZeRO stage."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.parity_worker import CASES
+from tests.train.tiny import tiny_network
+
+pytestmark = pytest.mark.slow
+
+
+def run_workers(out: Path, world_size: int) -> dict[str, list[float]]:
+    out.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script = str(Path(__file__).with_name("parity_worker.py"))
+    place = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, script, str(out)],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    for worker in workers:
+        output, _ = worker.communicate(timeout=280)
+        assert worker.returncode == 0, output[-4000:]
+    return json.loads((out / "losses.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory):
+    out = tmp_path_factory.mktemp("parity") / "one"
+    return out, run_workers(out, 1)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    out = tmp_path_factory.mktemp("parity") / "two"
+    return out, run_workers(out, 2)
+
+
+@pytest.mark.parametrize(("stage", "chunk_tokens", "accumulation"), CASES)
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_same_loss_and_same_gradients(request, workers, stage, chunk_tokens, accumulation):
+    """Against one worker, ZeRO 0, no caching."""
+    folder, losses = request.getfixturevalue(workers)
+    reference_folder, reference_losses = request.getfixturevalue("one_worker")
+    reference = f"stage0-chunkNone-accumulation{accumulation}"
+    name = f"stage{stage}-chunk{chunk_tokens}-accumulation{accumulation}"
+    assert losses[name] == pytest.approx(reference_losses[reference], abs=1e-5)
+    expected = load_file(reference_folder / f"{reference}.safetensors")
+    found = load_file(folder / f"{name}.safetensors")
+    start = tiny_network().state_dict()
+    assert found.keys() == expected.keys()
+    moved = 0.0
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+        moved = max(moved, float((value - start[key]).abs().max()))
+    assert moved > 1e-2  # the step did something

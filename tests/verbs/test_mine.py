@@ -1,0 +1,104 @@
+"""The verb `mine` on the tiny corpus with MiniLM: from the command line, in-process and on Ray, and from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raydr.cli import main
+from raydr.config import load
+from raydr.data.examples import ExampleSet
+from raydr.errors import ArtifactError, ConfigError, DataError
+from raydr.verbs.config import RunConfig
+from raydr.verbs.embed import embed
+from raydr.verbs.index import index
+from raydr.verbs.mine import mine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = REPOSITORY / "jobs/configs/zero_shot.yaml"
+
+
+@pytest.fixture
+def source(tiny_beir: Path) -> Path:
+    """The tiny corpus with a training split: one query of its own, and one shared with the test split."""
+    with (tiny_beir / "queries.jsonl").open("a") as stream:
+        stream.write(json.dumps({"_id": "t1", "text": "instrument with a keyboard"}) + "\n")
+    lines = ["query-id\tcorpus-id\tscore", "t1\tpiano\t1", "q1\tcat\t2", "q1\tdog\t1", "q1\tsun\t0"]
+    (tiny_beir / "qrels" / "train.tsv").write_text("\n".join(lines) + "\n")
+    return tiny_beir
+
+
+def config(source: Path, out: Path, *overrides: str) -> RunConfig:
+    return load(RunConfig, CONFIG, [f"data.path={source}", f"out={out}", "runtime=local", *overrides])
+
+
+def indexed(source: Path, out: Path, *overrides: str) -> RunConfig:
+    run = config(source, out, *overrides)
+    embed(run)
+    index(run)
+    return run
+
+
+def negatives(examples: ExampleSet) -> dict[str, list[str]]:
+    rows = {query_id: examples.negatives(row) for row, query_id in enumerate(examples.query_ids)}
+    return {query_id: [examples.passage_ids[row] for row in found] for query_id, found in rows.items()}
+
+
+def test_the_corpus_is_not_written_again(source, tmp_path):
+    run = indexed(source, tmp_path / "out", "mine.num_negatives=3", "mine.fraction=0.95")
+    before = (tmp_path / "out/corpus/manifest.json").stat().st_mtime_ns
+    examples = ExampleSet(mine(run))
+    assert examples.artifact.path == tmp_path / "out/examples"
+    assert (tmp_path / "out/corpus/manifest.json").stat().st_mtime_ns == before
+    assert {path.name for path in (tmp_path / "out/queries_train").iterdir() if path.suffix == ".parquet"} == {
+        "queries.parquet",
+        "qrels.parquet",
+    }
+    found = negatives(examples)
+    assert set(found) == {"t1", "q1"}
+    assert all(len(ids) == 3 for ids in found.values())
+    assert not {"cat", "dog"} & set(found["q1"])
+    assert [examples.passage_ids[row] for row in examples.positives(1)] == ["cat", "dog"]
+    for row in range(2):
+        assert examples.negative_scores(row).max() < 0.95 * examples.positive_scores(row).min()
+
+
+def test_from_the_command_line(source, tmp_path, capsys):
+    run = indexed(source, tmp_path / "out")
+    words = ["mine", str(CONFIG), f"data.path={source}", f"out={run.out}", "mine.sources=[bm25, random]", "--output"]
+    assert main([*words, "json", "runtime=local"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["kind"] == "examples"
+    assert printed["counts"]["examples"] == 2
+
+
+def test_a_file_of_examples_needs_no_index(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"query": "pet", "pos": ["The cat purrs."], "neg": ["Sun."]}))
+    run = config(tmp_path, tmp_path / "out", f"mine.source_file={tmp_path / 'train.jsonl'}")
+    examples = ExampleSet(mine(run))
+    assert (len(examples), examples.num_passages) == (1, 2)
+
+
+def test_what_is_missing_is_named(source, tmp_path):
+    with pytest.raises(ArtifactError, match="corpus: no artifact here"):
+        mine(config(source, tmp_path / "out"))
+    run = config(source, tmp_path / "out")
+    embed(run)
+    with pytest.raises(ArtifactError, match="index: no artifact here"):
+        mine(run)
+    with pytest.raises(DataError, match="no judgements for the split 'dev'; there are: test, train"):
+        mine(config(source, tmp_path / "out", "mine.split=dev"))
+    with pytest.raises(ConfigError, match=r"data\.qrels names the file .*mine\.qrels=FILE"):
+        mine(config(source, tmp_path / "out", f"data.qrels={source}/qrels/test.tsv"))
+
+
+@pytest.mark.ray
+def test_ray_equals_local(source, tmp_path, ray_cluster):
+    overrides = ["mine.sources=[model, bm25, random]", "mine.num_negatives=6", "index.num_shards=2"]
+    run = indexed(source, tmp_path / "out", *overrides)
+    local = negatives(ExampleSet(mine(run)))
+    (tmp_path / "out/examples").rename(tmp_path / "out/local")
+    remote = negatives(ExampleSet(mine(run.model_copy(update={"runtime": "ray"}))))
+    assert remote == local
