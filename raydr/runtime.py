@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Runtime: TypeAlias = Literal["auto", "local", "ray"]
 
@@ -52,7 +52,8 @@ def connect(*, dashboard: bool = False) -> str:
     )
     if not was_connected:
         # Ray says it nowhere in public; this is where its own `ray.shutdown` looks for what to stop.
-        _started_here = ray._private.worker._global_node.head
+        node: Any = ray._private.worker._global_node
+        _started_here = node.head
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from raydr import runtime
 from raydr.artifacts import Artifact
@@ -30,35 +30,20 @@ from raydr.stages.mine import mine_negatives, training_data
 from raydr.stages.score import score_examples
 
 if TYPE_CHECKING:
-    from raydr.data.config import DataConfig
-    from raydr.index.config import IndexConfig
-    from raydr.stages.config import EmbedConfig, MineConfig, SearchConfig
     from raydr.train.config import TrainConfig
-
-
-class RunSettings(Protocol):
-    """The part of a run's config that steps read."""
-
-    out: Path
-    runtime: runtime.Runtime
-    data: DataConfig
-    embed: EmbedConfig
-    index: IndexConfig
-    search: SearchConfig
-    mine: MineConfig
-    train: TrainConfig | None
+    from raydr.verbs.config import RunConfig
 
 
 @dataclass(frozen=True)
 class Steps:
     """Steps over one corpus; folders are names below `config.out`."""
 
-    config: RunSettings
+    config: RunConfig
     corpus: Corpus
     use_ray: bool
 
     @classmethod
-    def of(cls, config: RunSettings) -> Steps:
+    def of(cls, config: RunConfig) -> Steps:
         """Ingests the corpus, and connects to Ray, which training always runs on."""
         corpus = ingest(config.data, config.out / "corpus")
         use_ray = runtime.uses_ray(config.runtime, num_passages=corpus.num_passages)

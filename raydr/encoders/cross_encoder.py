@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -85,9 +85,9 @@ def load_cross_encoder(config: PairConfig, precision: Precision = "float32") -> 
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ConfigError(f"{path}: transformers cannot load this as a cross-encoder: {error}") from error
-    separator = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False).sep_token_id
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     has_segments = getattr(network.config, "type_vocab_size", 0) > 1
-    return CrossEncoder(network, separator=separator if has_segments else None).eval()
+    return CrossEncoder(network, separator=tokenizer.sep_token_id if has_segments else None).eval()
 
 
 class _Backend:

@@ -54,7 +54,8 @@ def save_transformer(transformer: Any, source: Path, folder: Path) -> None:
     if not hasattr(transformer, "save_pretrained"):
         raise ConfigError(f"{type(transformer).__name__} is no transformers model, which export needs")
     transformer.save_pretrained(folder, safe_serialization=True)
-    AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False).save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
 
 
 def _write(file: Path, content: Any) -> None:

@@ -30,7 +30,7 @@ Numbers to reproduce, NQ R@5/20/100 (table 1): warm-up 69.7/80.8/87.1, AR2 77.9/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,10 +40,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from raydr.artifacts import Artifact
-from raydr.config import Component
+from raydr.config import Component, Config
 from raydr.data.examples import ExampleSet
 from raydr.errors import ConfigError
-from raydr.methods.base import DualEncoderMethod, build_method
+from raydr.methods.base import DualEncoderConfig, DualEncoderMethod, build_method
 from raydr.protocols import Reranker
 from raydr.stages.score import open_scores
 from raydr.train.config import TrainConfig
@@ -101,7 +101,7 @@ def distillation(
     return -(target * torch.log(shares + EPS)).sum(dim=1).mean()
 
 
-class Ar2Config(DualEncoderMethod.Config):
+class Ar2Config(DualEncoderConfig):
     """The schedule and the weights of both players; the values of NQ in table 8, but for the number of rounds."""
 
     normalize: bool | None = False
@@ -171,7 +171,7 @@ class Adversarial(EmbeddingObjective):
 class ScoredBatches(RandomBatches):
     """Random groups that carry the ranker's scores."""
 
-    def __init__(self, examples: ExampleSet, scores: Path, **settings: Any) -> None:
+    def __init__(self, examples: ExampleSet, *, scores: Path, **settings: Any) -> None:
         super().__init__(examples, **settings)
         self._scores = [
             dict(zip([*examples.positives(row), *examples.negatives(row)], own, strict=True))
@@ -186,7 +186,7 @@ class ScoredBatches(RandomBatches):
 class Ar2(DualEncoderMethod):
     """Both players, and the loop."""
 
-    Config = Ar2Config
+    Config: ClassVar[type[Config]] = Ar2Config
 
     config: Ar2Config
 
@@ -202,6 +202,7 @@ class Ar2(DualEncoderMethod):
         scorer = steps.train(ranker, self._warmup_plan(steps), examples, "ranker-warmup", dev=dev)  # D0
         ranker = self._ranker(model=scorer)
         ranker_state = retriever_state = None
+        weights = self.config.model
         for number in range(1, self.config.rounds + 1):
             folder = f"round-{number:02d}"
             for player in self.config.turns:
@@ -217,22 +218,22 @@ class Ar2(DualEncoderMethod):
                     model = steps.train(
                         student, plan, examples, f"{folder}/retriever", dev=dev, start=retriever_state, keep_state=True
                     )
-                    retriever_state = model.path / STATE
-            retriever = self.trained(_folder(model))
+                    retriever_state, weights = model.path / STATE, _folder(model)
+            retriever = self.trained(weights)
             index = steps.index(retriever, folder)  # the refresh: both sides of the index are this round's
             examples = steps.mine(retriever, index, f"{folder}/examples")
-        return self._with({"model": _folder(model), "trained_ranker": _folder(scorer)})
+        return self._with({"model": weights, "trained_ranker": _folder(scorer)})
 
     def build_objective(self) -> Adversarial:
         return Adversarial(self.config)
 
     def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
-        if self.config.scores is None:
-            raise ConfigError("AR2's retriever is trained by Ar2.fit (`raydr train`), which scores the examples first")
         config = self.config
+        if config.scores is None:
+            raise ConfigError("AR2's retriever is trained by Ar2.fit (`raydr train`), which scores the examples first")
         return ScoredBatches(
             examples,
-            config.scores,
+            scores=config.scores,
             batch_size=batch_size,
             num_negatives=config.num_negatives,
             depth=config.negative_depth,

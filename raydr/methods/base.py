@@ -125,16 +125,19 @@ def _not_trained(method: Method) -> ConfigError:
     return ConfigError(f"{type(method).__name__} is not trained; choose a method that is, such as Contrastive")
 
 
+class DualEncoderConfig(TextEncoderConfig):
+    """An encoder's settings, and what it is trained with."""
+
+    num_negatives: int = Field(default=7, ge=0)
+    """Negatives of each query in a batch, beside the other queries' passages."""
+    negative_depth: int | None = Field(default=None, ge=1)
+    """Negatives are drawn from so many of the hardest candidates; null: from all."""
+
+
 class DualEncoderMethod(Method):
     """A method that trains a dual encoder: the network, its tokens and its encoder; a paper adds its objective."""
 
-    class Config(TextEncoderConfig):
-        """An encoder's settings, and what it is trained with."""
-
-        num_negatives: int = Field(default=7, ge=0)
-        """Negatives of each query in a batch, beside the other queries' passages."""
-        negative_depth: int | None = Field(default=None, ge=1)
-        """Negatives are drawn from so many of the hardest candidates; null: from all."""
+    Config: ClassVar[type[Config]] = DualEncoderConfig
 
     config: Any
     """An instance of this class's own `Config`."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from raydr.losses import contrastive
-from raydr.methods.base import DualEncoderMethod
+from raydr.methods.base import DualEncoderConfig, DualEncoderMethod
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class InBatchContrastive(EmbeddingObjective):
 class Contrastive(DualEncoderMethod):
     """A dual encoder trained with InfoNCE."""
 
-    class Config(DualEncoderMethod.Config):
+    class Config(DualEncoderConfig):
         temperature: float = Field(default=0.05, gt=0)
         """Scores are divided by it: 0.05 suits normalised embeddings, 1 those of any length."""
         symmetric: bool = False

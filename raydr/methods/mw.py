@@ -45,14 +45,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from raydr.errors import ConfigError
-from raydr.methods.base import DualEncoderMethod
+from raydr.methods.base import DualEncoderConfig, DualEncoderMethod
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
 
 Reduction: TypeAlias = Literal["mean", "paper"]
 Within: TypeAlias = Literal["batch", "cluster", "query"]
 
 
-class MwConfig(DualEncoderMethod.Config):
+class MwConfig(DualEncoderConfig):
     """Settings of the loss beside those of the encoder; the defaults are the paper's."""
 
     normalize: bool | None = True

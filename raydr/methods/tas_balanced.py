@@ -59,7 +59,7 @@ from torch import Tensor, nn
 from raydr.data.examples import ExampleSet
 from raydr.errors import ConfigError, DataError
 from raydr.losses import margin_mse
-from raydr.methods.base import DualEncoderMethod
+from raydr.methods.base import DualEncoderConfig, DualEncoderMethod
 from raydr.models.pooling import Pooling
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Tokens
 from raydr.train.sampling import BatchSampler, Group
@@ -73,7 +73,7 @@ CLUSTER = "cluster"
 _PADDING_SCORE = -1000.0
 
 
-class TasBalancedConfig(DualEncoderMethod.Config):
+class TasBalancedConfig(DualEncoderConfig):
     """Settings of sampling and loss beside those of the encoder; the defaults are the paper's."""
 
     pooling: Literal["auto"] | Pooling = "cls"

@@ -89,8 +89,8 @@ class _Scorer:
         self._scorer, self._examples = scorer, ExampleSet.open(path)
 
     def __call__(self, block: range) -> pa.Table:
-        rows = [[*self._examples.positives(query), *self._examples.negatives(query)] for query in block]
-        passages = iter(self._examples.passages([row for own in rows for row in own]))
+        rows = [np.concatenate([self._examples.positives(q), self._examples.negatives(q)]) for q in block]
+        passages = iter(self._examples.passages(np.concatenate(rows)))
         queries = [self._examples.query(query) for query in block]
         pairs = [(query, next(passages)) for query, own in zip(queries, rows, strict=True) for _ in own]
         scores = np.split(self._scorer.score(pairs), np.cumsum([len(own) for own in rows])[:-1])

@@ -11,7 +11,7 @@ its stream at its step, nothing before it is tokenised again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -120,7 +120,8 @@ def _on_ray(batches: list[list[Group]], tokenizer: GroupTokenizer, path: Path) -
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=0.01,
         )
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        tables: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        for table in tables:
             yield from table.to_pylist()
 
 

@@ -21,7 +21,7 @@ class LoraConfig(Config):
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each adapted matrix."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, gt=0)
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of the adapters."""

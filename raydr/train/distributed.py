@@ -13,6 +13,7 @@ network, is computed by everyone.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,7 +63,7 @@ def join_labels(own: Labels) -> Labels:
         return own
     widest = most_of_all_workers(own.positive_rows.shape[1], own.positive_rows.device)
     padded = torch.nn.functional.pad(own.positive_rows, (0, widest - own.positive_rows.shape[1]), value=-1)
-    changes = {"positive_rows": join(padded), "passage_rows": join(own.passage_rows)}
+    changes: dict[str, Any] = {"positive_rows": join(padded), "passage_rows": join(own.passage_rows)}
     for field in ("teacher_scores", "clusters"):
         value = getattr(own, field)
         changes[field] = None if value is None else join(value)

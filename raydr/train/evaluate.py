@@ -77,26 +77,21 @@ def _own(count: int) -> range:
 def _forward(engine: Engine, token_ids: list[list[int]], pad_id: int) -> Tensor:
     """The network's output for every text, in order; short and long texts do not share a chunk."""
     order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
-    outputs: list[Tensor] = []
-    start = 0
-    # With ZeRO 3 every forward pass is one of all workers, so all must make the same number of them.
     chunks: list[list[int]] = []
+    start = 0
     while start < len(order):
         end = start + 1
         while end < len(order) and len(token_ids[order[end]]) * (end + 1 - start) <= _TOKENS_AT_ONCE:
             end += 1
         chunks.append(order[start:end])
         start = end
-    most = most_of_all_workers(len(chunks), engine.device)
-    for number in range(most):
-        chunk = chunks[min(number, len(chunks) - 1)] if chunks else []
+    # With ZeRO 3 every forward pass is one of all workers, so all make the same number of them, if need be of nothing.
+    padded = chunks + [[]] * (max(1, most_of_all_workers(len(chunks), engine.device)) - len(chunks))
+    outputs = []
+    for chunk in padded:
         tokens: Tokens = pad([token_ids[i] for i in chunk] or [[pad_id]], pad_id).to(engine.device)
-        output = engine(tokens.ids, tokens.mask)
-        if number < len(chunks):
-            outputs.append(output)
-    if not outputs:
-        return output[:0]
-    return torch.cat(outputs)[torch.argsort(torch.tensor(order, device=engine.device))]
+        outputs.append(engine(tokens.ids, tokens.mask)[: len(chunk)])
+    return torch.cat(outputs)[torch.argsort(torch.tensor(order, dtype=torch.int64, device=engine.device))]
 
 
 def _measure(run: list[list[tuple[int, float]]], examples: ExampleSet) -> dict[str, float]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,9 +31,12 @@ from raydr.train.objective import EmbeddingObjective, LossOutput, Tokens, TrainB
 class Trainable(Protocol):
     """What is needed of an engine: a forward pass, and backward passes whose gradients add up until the step."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device: ...
 
-    def __call__(self, ids: Tensor, mask: Tensor | None) -> Float[Tensor, "text dim"]: ...
+    def __call__(self, *inputs: Tensor | None) -> Any:
+        """Embeddings of token ids and their mask: Float[Tensor, "text dim"]."""
+        ...
 
     def backward(self, loss: Float[Tensor, ""]) -> None: ...
 

@@ -28,6 +28,8 @@ from raydr.train.config import TrainConfig
 BEST = "best"
 LAST = "last"
 METRICS = "metrics.jsonl"
+REFUSED = ".refused"
+"""Why a worker gave up for good: what is wrong with the config or the data is no better on a second try."""
 
 
 class Job(Config):
@@ -51,13 +53,20 @@ def train_worker(settings: dict[str, Any]) -> None:
     import ray.train
 
     job = Job.model_validate(settings)
+    if (job.out / REFUSED).is_file():
+        raise RaydrError((job.out / REFUSED).read_text(encoding="utf-8"))
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        _Training(job, context.get_world_rank(), context.get_world_size()).run(job.start)
-        return
-    with checkpoint.as_directory() as folder:
-        _Training(job, context.get_world_rank(), context.get_world_size()).run(Path(folder))
+    try:
+        training = _Training(job, context.get_world_rank(), context.get_world_size())
+        if checkpoint is None:
+            training.run(job.start)
+            return
+        with checkpoint.as_directory() as folder:
+            training.run(Path(folder))
+    except RaydrError as error:
+        (job.out / REFUSED).write_text(str(error), encoding="utf-8")
+        raise
 
 
 class _Training:
@@ -129,6 +138,7 @@ class _Training:
 
         weight = 1 / self.config.accumulation_steps
         totals: dict[str, float] = {}
+        batch = None
         for _ in range(self.config.accumulation_steps):
             batch = next(batches)
             output = self._backward(batch, weight)

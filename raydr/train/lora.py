@@ -17,7 +17,7 @@ def with_adapters(model: nn.Module, config: LoraConfig) -> nn.Module:
     import peft
 
     parts: Any = model
-    settings = peft.LoraConfig(
+    settings: Any = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.target_modules
     )
     try:

@@ -31,7 +31,7 @@ from raydr.data.examples import ExampleSet
 from raydr.errors import RaydrError
 from raydr.progress import Progress
 from raydr.train.config import TrainConfig
-from raydr.train.loop import BEST, LAST, METRICS, Job, train_worker
+from raydr.train.loop import BEST, LAST, METRICS, REFUSED, Job, train_worker
 
 KIND = "model"
 MODEL = "model"
@@ -99,25 +99,27 @@ def train_model(
 
 def _fit(job: Job, storage: Path) -> Path:
     """Runs the job on Ray Train; the folder of its last checkpoint."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    api: Any = ray.train  # whose names are annotated as those of two generations of Ray Train
     config = job.train
+    (job.out / REFUSED).unlink(missing_ok=True)
     resources = {"CPU": config.worker_cpus, **({"GPU": config.worker_gpus} if config.worker_gpus else {})}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=job.model_dump(mode="json"),
         torch_config=TorchConfig(backend="nccl" if config.worker_gpus else "gloo"),
-        scaling_config=ScalingConfig(
+        scaling_config=api.ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.worker_gpus > 0, resources_per_worker=resources
         ),
         # The same name in the same storage is how Ray Train knows a run that was interrupted.
-        run_config=RunConfig(
+        run_config=api.RunConfig(
             name=f"train-{job.out.name}",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=api.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=api.CheckpointConfig(num_to_keep=1),
         ),
     )
     try:

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from raydr.artifacts import open_artifact, write_artifact
 from raydr.config import Component
 from raydr.errors import ConfigError
 from raydr.methods.ar2 import Adversarial, Ar2, Ar2Config, ScoredBatches, adversarial, distillation, rewards
@@ -59,7 +59,7 @@ def test_stationary_points(seed):
     (gradient,) = torch.autograd.grad(adversarial(g, s, reduction="sum"), g)
     assert gradient.abs().max() < 1e-5
     g = (s / 2).requires_grad_()
-    (gradient,) = torch.autograd.grad(distillation(g, s, temperature=2), g)
+    (gradient,) = torch.autograd.grad(distillation(g, s, temperature=2.0), g)
     assert gradient.abs().max() < 1e-6
 
 
@@ -120,13 +120,13 @@ def test_scores_made_ahead_are_those_of_the_moment(examples, ranker, scored):
     stored = open_scores(scored.path, examples)
     assert len(stored) == len(examples)
     for row in (0, 5, len(examples) - 1):
-        rows = [*examples.positives(row), *examples.negatives(row)]
+        rows = np.concatenate([examples.positives(row), examples.negatives(row)])
         expected = scorer.score([(examples.query(row), passage) for passage in examples.passages(rows)])
         np.testing.assert_allclose(stored[row], expected, atol=1e-5)
 
 
 def test_negatives_are_drawn_uniformly_and_carry_their_scores(examples, scored):
-    batches = iter(ScoredBatches(examples, scored.path, batch_size=len(examples), num_negatives=2, seed=0))
+    batches = iter(ScoredBatches(examples, scores=scored.path, batch_size=len(examples), num_negatives=2, seed=0))
     stored = open_scores(scored.path, examples)
     drawn: Counter[int] = Counter()
     for _ in range(400):
@@ -175,11 +175,16 @@ class Recording:
 
     def score(self, ranker, examples, folder):
         self.calls.append(("score", folder, ranker.args["model"], examples))
-        return SimpleNamespace(path=self._out / folder)
+        return self._made(folder)
 
     def train(self, method, config, examples, folder, *, dev=None, start=None, keep_state=False):
         self.calls.append(("train", folder, config, examples, start, method))
-        return SimpleNamespace(path=self._out / folder)
+        return self._made(folder)
+
+    def _made(self, folder):
+        with write_artifact(self._out / folder, kind="nothing", config={}):
+            pass
+        return open_artifact(self._out / folder)
 
 
 @pytest.mark.parametrize("first", ["ranker", "retriever"])
@@ -214,7 +219,6 @@ def test_schedule(tmp_path, first):
 @pytest.mark.timeout(900)
 def test_the_whole_loop_is_one_run_that_can_be_killed(ray_cluster, tmp_path, tiny_beir, monkeypatch):
     """Two rounds on the tiny corpus, stopped in the middle of the second; run again, it goes on and ends."""
-    from raydr.artifacts import open_artifact
     from raydr.config import validate
     from raydr.steps import Steps
     from raydr.verbs.config import RunConfig

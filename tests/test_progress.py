@@ -1,0 +1,29 @@
+"""Long work in a log: a line now and then, with how far it is and how long it takes."""
+
+import re
+
+import pytest
+
+from raydr import progress
+from raydr.progress import Progress
+
+
+def test_without_a_terminal_lines_appear(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    with Progress("embed", total=8000, initial=1000, unit="passage") as bar:
+        bar.update(500)
+        bar.update_to(2500)
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"\(.*\)", "()", line) for line in lines] == ["embed: 1,500 of 8,000 ()", "embed: 2,500 of 8,000 ()"]
+    assert re.search(r"\([\d,]+ passage/s, \d+ s left\)", lines[0])
+
+
+def test_short_work_says_nothing(capsys):
+    with Progress("embed", total=10, unit="passage") as bar:
+        bar.update(10)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_inside_passes(capsys):
+    with pytest.raises(ValueError, match="x"), Progress("embed", total=1):
+        raise ValueError("x")

@@ -1,0 +1,76 @@
+"""From groups to tensors: the texts of the groups, the labels of the groups; on Ray Data as in this process."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+from raydr.encoders.text import TextEncoder, TextEncoderConfig
+from raydr.train.batches import BatchTokenizer, stream
+from raydr.train.sampling import RandomBatches
+from tests.train.tiny import write_topic_examples
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return write_topic_examples(tmp_path_factory.mktemp("batches") / "examples")
+
+
+TOKENIZER = BatchTokenizer(TextEncoderConfig(max_passage_tokens=16, query_prompt="query: "))
+
+
+def batches(examples, *, first=0, last=6, rank=0, workers=1, on_ray=False):
+    sampler = RandomBatches(examples, batch_size=4, num_negatives=2, seed=0)
+    return list(
+        stream(
+            sampler, TOKENIZER, examples, first=first, last=last, worker_rank=rank, num_workers=workers, on_ray=on_ray
+        )
+    )
+
+
+def same(left, right) -> bool:
+    tensors = lambda batch: [*batch.queries, *batch.passages, *vars(batch.labels).values()]  # noqa: E731
+    pairs = zip(tensors(left), tensors(right), strict=True)
+    return left.names == right.names and all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs
+    )
+
+
+def test_a_batch_holds_the_texts_of_its_groups(examples):
+    sampler = RandomBatches(examples, batch_size=4, num_negatives=2, seed=0)
+    encoder = TextEncoder(TOKENIZER.config)
+    for groups, batch in zip(sampler, batches(examples), strict=False):
+        passages = examples.passages(chain.from_iterable(group.passages for group in groups))
+        expected = encoder.tokenize_passages(passages)
+        found = [ids[:length].tolist() for ids, length in zip(batch.passages.ids, batch.passages.lengths.tolist())]
+        assert found == expected
+        assert batch.names == [examples.query(group.query).query_id for group in groups]
+        assert batch.labels.group_size == 3
+        assert batch.labels.positives[torch.arange(4), batch.labels.own_positive].all()
+        for row, group in enumerate(groups):
+            relevant = set(examples.relevant(group.query).tolist())
+            marked = {
+                int(r) for r, is_positive in zip(batch.labels.passage_rows, batch.labels.positives[row]) if is_positive
+            }
+            assert marked == relevant & set(batch.labels.passage_rows.tolist())
+
+
+def test_workers_share_a_batch_and_nobody_is_fed_twice(examples):
+    whole = batches(examples)
+    parts = [batches(examples, rank=rank, workers=2) for rank in range(2)]
+    for number, batch in enumerate(whole):
+        assert batch.names == [*parts[0][number].names, *parts[1][number].names]
+
+
+def test_a_resumed_stream_goes_on_exactly(examples):
+    whole, rest = batches(examples), batches(examples, first=3)
+    assert len(rest) == 3
+    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_data_gives_the_same_in_the_same_order(ray_cluster, examples):
+    here, there = batches(examples, last=40), batches(examples, last=40, on_ray=True)
+    assert len(there) == 40
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
