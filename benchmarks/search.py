@@ -33,6 +33,7 @@ DIM = 384
 K = 100
 ANN_K = 10
 BATCHES = (1, 10, 1000)
+EXACT = ["raydr 1", "raydr 4", "faiss", "ST semantic_search", "usearch"]
 EFFORTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -132,7 +133,7 @@ def exact(arguments: argparse.Namespace, folder: Path) -> None:
     faiss.write_index(plain, str(folder / "plain.faiss"))
     for num_shards in (1, 4):
         build_raydr(folder, points, "Flat", num_shards)
-    names = ["raydr 1", "raydr 4", "faiss", "ST semantic_search", "usearch"]
+    names = arguments.only
     del points, plain
     cold = {name: in_child(__file__, ["cold", "--folder", str(folder), "--name", name]) for name in names}
     contenders = {name: open_exact(name, folder) for name in names}
@@ -283,6 +284,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=100_000, help="number of embeddings")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=20, help="calls per round for batches of 1 and 10 queries")
+    parser.add_argument("--only", nargs="+", default=EXACT, choices=EXACT, help="exact: contenders (faiss is needed)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)

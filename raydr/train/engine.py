@@ -112,7 +112,9 @@ class Engine:
     def _gathered_weights(self) -> dict[str, Tensor]:
         import deepspeed
 
-        found = {name: value.detach().cpu() for name, value in self.model.named_buffers()}
+        # Of the state's names: buffers that are not saved are not among them.
+        saved = self.model.state_dict().keys()
+        found = {name: value.detach().cpu() for name, value in self.model.named_buffers() if name in saved}
         for name, parameter in self.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
                 if worker_rank() == 0:
