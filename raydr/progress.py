@@ -7,7 +7,10 @@ with Progress("embed", total=8000, unit="passage") as progress:
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 LINE_EVERY_S = 15.0
@@ -50,3 +53,23 @@ class Progress:
         rate = (self._done - self._initial) / seconds
         left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
         return f"{self._name}: {self._done:,} of {self._total:,} ({rate:,.0f} {self._unit}/s{left})"
+
+
+@contextmanager
+def followed(name: str, done: Callable[[], int], *, total: int, unit: str) -> Iterator[None]:
+    """Shows how far work elsewhere has come: asks `done` at the start, every second while the block runs, and last."""
+    ended = threading.Event()
+    with Progress(name, total=total, initial=done(), unit=unit) as progress:
+
+        def follow() -> None:
+            while not ended.wait(1.0):
+                progress.update_to(done())
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            progress.update_to(done())

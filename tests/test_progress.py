@@ -5,7 +5,7 @@ import re
 import pytest
 
 from raydr import progress
-from raydr.progress import Progress
+from raydr.progress import Progress, followed
 
 
 def test_without_a_terminal_lines_appear(monkeypatch, capsys):
@@ -27,3 +27,11 @@ def test_short_work_says_nothing(capsys):
 def test_an_error_inside_passes(capsys):
     with pytest.raises(ValueError, match="x"), Progress("embed", total=1):
         raise ValueError("x")
+
+
+def test_work_elsewhere_is_asked_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    counts = iter([2, 5])
+    with followed("train", lambda: next(counts), total=8, unit="step"):
+        pass
+    assert capsys.readouterr().err.startswith("train: 5 of 8 (")

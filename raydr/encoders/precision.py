@@ -78,8 +78,10 @@ def bfloat16_speedup() -> float:
     file = cache_folder() / "processors" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
         return float(json.loads(file.read_text(encoding="utf-8"))["bfloat16_speedup"])
-    except (OSError, ValueError, KeyError):
-        pass
+    except FileNotFoundError:
+        log.info("measuring once whether bfloat16 is faster than float32 on %s", processor_name())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read, so the processor is measured again: %r", file, error)
     speedup = _measure_bfloat16_speedup()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

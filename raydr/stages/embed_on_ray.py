@@ -14,9 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +24,7 @@ import pyarrow as pa
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ConfigError
-from raydr.progress import Progress
+from raydr.progress import followed
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
@@ -135,33 +133,16 @@ def embed_files(
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
-    with ray.data.DataContext.current(context), _shown(tally, corpus.num_passages, num_done):
+
+    def embedded() -> int:
+        return num_done + ray.get(tally.work.remote()).passages
+
+    shown = followed("embed", embedded, total=corpus.num_passages, unit="passage")
+    with ray.data.DataContext.current(context), shown:
         files = [str(file.resolve()) for file in corpus.passage_files]
         dataset = ray.data.read_parquet(files, columns=columns)
         embed_stage(build_encoder, config, tally=tally)(dataset).write_parquet(str(folder.resolve()))
     return ray.get(tally.work.remote())
-
-
-@contextmanager
-def _shown(tally: Any, num_passages: int, num_done: int) -> Iterator[None]:
-    """Shows the tally's count while the block runs."""
-    import ray
-
-    ended = threading.Event()
-
-    def follow(progress: Progress) -> None:
-        while not ended.wait(1.0):
-            progress.update_to(num_done + ray.get(tally.work.remote()).passages)
-
-    with Progress("embed", total=num_passages, initial=num_done, unit="passage") as progress:
-        thread = threading.Thread(target=follow, args=(progress,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            progress.update_to(num_done + ray.get(tally.work.remote()).passages)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, w
 from raydr.config import Component
 from raydr.data.examples import ExampleSet
 from raydr.errors import RaydrError
-from raydr.progress import Progress
+from raydr.progress import followed
 from raydr.train.config import TrainConfig
 from raydr.train.loop import BEST, LAST, METRICS, REFUSED, Job, train_worker
 
@@ -78,7 +75,7 @@ def train_model(
             out=folder,
             start=start.resolve() if start is not None else None,
         )
-        with _shown(folder / METRICS, config.max_steps):
+        with followed("train", lambda: _steps_done(folder / METRICS), total=config.max_steps, unit="step"):
             checkpoint = _fit(job, folder / _RUN)
         chosen = BEST if config.keep == "best" and (folder / BEST).is_dir() else LAST
         (folder / chosen).replace(folder / MODEL)
@@ -150,26 +147,9 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     return records
 
 
-@contextmanager
-def _shown(file: Path, max_steps: int) -> Iterator[None]:
-    """Progress by the log that worker 0 writes."""
-    ended = threading.Event()
-
-    def follow(progress: Progress) -> None:
-        while not ended.wait(1.0):
-            records = read_metrics(file)
-            if records:
-                progress.update_to(int(records[-1]["step"]))
-
-    initial = max((int(record["step"]) for record in read_metrics(file)), default=0)
-    with Progress("train", total=max_steps, initial=initial, unit="step") as progress:
-        thread = threading.Thread(target=follow, args=(progress,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+def _steps_done(file: Path) -> int:
+    """By the log that worker 0 writes; a run that is resumed drops the lines it makes again."""
+    return max((int(record["step"]) for record in read_metrics(file)), default=0)
 
 
 def _summary(records: list[dict[str, float]], config: TrainConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """serve: an index on Ray Serve for as long as a person wants it; the form for production is a Serve config file.
 
 Notable: on one machine every hop between processes costs more than the search, so the parts of the application share
-one replica, and requests reach it through HAProxy where Ray has it (Linux): 1 ms instead of 8 on two cores.
+one replica, and requests reach it through HAProxy where Ray has it (Linux): 1 ms instead of 10 on two cores.
 
 raydr serve runs/demo/index              then open http://127.0.0.1:8000
 serve run serve_configs/search.yaml      replicas, autoscaling, API keys, limits
