@@ -27,7 +27,9 @@ from raydr.errors import ConfigError
 from raydr.index.build import build_index
 from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import mine_negatives, training_data
+from raydr.stages.query_encoder import QueryEncoder
 from raydr.stages.score import score_examples
+from raydr.types import Embeddings
 
 if TYPE_CHECKING:
     from raydr.train.config import TrainConfig
@@ -98,6 +100,19 @@ class Steps:
         """Examples of the dev split, for choosing among checkpoints; None where the config names none."""
         split = self.config.mine.dev_split
         return self.mine(method, index, "examples_dev", split=split) if split is not None else None
+
+    def embed_queries(self, method: Component, examples: ExampleSet) -> Embeddings:
+        """Embeddings of the examples' queries by `method`, in order."""
+        queries = [examples.query(row) for row in range(len(examples))]
+        search = self.config.search
+        with QueryEncoder(
+            EncoderFactory(method),
+            None,
+            use_ray=self.use_ray,
+            num_cpus=search.encoder_cpus,
+            num_gpus=search.encoder_gpus,
+        ) as encoder:
+            return encoder.encode(queries)
 
     def score(self, ranker: Component, examples: ExampleSet, folder: str) -> Artifact:
         """The ranker's score of every candidate of every example."""

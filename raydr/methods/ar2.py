@@ -30,9 +30,8 @@ Numbers to reproduce, NQ R@5/20/100 (table 1): warm-up 69.7/80.8/87.1, AR2 77.9/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -45,18 +44,14 @@ from raydr.data.examples import ExampleSet
 from raydr.errors import ConfigError
 from raydr.methods.base import DualEncoderConfig, DualEncoderMethod, build_method
 from raydr.protocols import Reranker
-from raydr.stages.score import open_scores
 from raydr.train.config import TrainConfig
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
-from raydr.train.sampling import BatchSampler, Group, RandomBatches
+from raydr.train.sampling import BatchSampler, ScoredBatches
 from raydr.train.trainer import MODEL, STATE
 
 if TYPE_CHECKING:
     from raydr.steps import Steps
 
-RERANKER = "raydr.encoders.cross_encoder:CrossEncoderReranker"
-RERANKER_FIELDS = ("max_pair_tokens", "title_separator")
-"""What a ranker's reading of a pair depends on."""
 EPS = 1e-7
 """Inside the logarithms, as in the released code."""
 
@@ -168,21 +163,6 @@ class Adversarial(EmbeddingObjective):
         return LossOutput(loss, {"adversarial": adv.detach(), "distillation": dist.detach()})
 
 
-class ScoredBatches(RandomBatches):
-    """Random groups that carry the ranker's scores."""
-
-    def __init__(self, examples: ExampleSet, *, scores: Path, **settings: Any) -> None:
-        super().__init__(examples, **settings)
-        self._scores = [
-            dict(zip([*examples.positives(row), *examples.negatives(row)], own, strict=True))
-            for row, own in enumerate(open_scores(scores, examples))
-        ]
-
-    def group(self, row: int, rng: np.random.Generator) -> Group:
-        group = super().group(row, rng)
-        return group._replace(teacher_scores=tuple(float(self._scores[row][p]) for p in group.passages))
-
-
 class Ar2(DualEncoderMethod):
     """Both players, and the loop."""
 
@@ -213,7 +193,7 @@ class Ar2(DualEncoderMethod):
                     )
                     ranker_state = scorer.path / STATE
                 else:
-                    scores = steps.score(self._reranker(scorer), examples, f"{folder}/scores")
+                    scores = steps.score(self._ranker(model=scorer), examples, f"{folder}/scores")
                     student = self._with({"scores": str(scores.path.resolve())})
                     model = steps.train(
                         student, plan, examples, f"{folder}/retriever", dev=dev, start=retriever_state, keep_state=True
@@ -251,11 +231,6 @@ class Ar2(DualEncoderMethod):
         if model is not None:
             args["model"] = model if isinstance(model, str) else _folder(model)
         return Component(import_path=self.config.ranker.import_path, args=args)
-
-    def _reranker(self, ranker: Artifact) -> Component:
-        """What scores pairs with a trained ranker."""
-        shared = {name: value for name, value in self.config.ranker.args.items() if name in RERANKER_FIELDS}
-        return Component(import_path=RERANKER, args={**shared, "model": _folder(ranker)})
 
     def _warmup_plan(self, steps: Steps) -> TrainConfig:
         changes = {

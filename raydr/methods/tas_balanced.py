@@ -18,7 +18,7 @@ in the loss and without mining.
 | TAS, balanced margins (section 3) | `TopicBatches`, `margin_bounds` |
 | pairwise Margin-MSE | `raydr.losses.margin_mse` with one negative |
 | in-batch Margin-MSE | `in_batch_margin_mse` |
-| ColBERT | `colbert_scores` |
+| ColBERT | `raydr.models.colbert.late_interaction` |
 
 Departures from the paper:
 
@@ -33,44 +33,48 @@ Scores live on the teachers' scale: raw logits, no sigmoid, no normalised embedd
 Numbers to reproduce (Table 6, MS MARCO dev, batch of 32): MRR@10 .340, nDCG@10 .402, R@1000 .975; random sampling with
 both teachers MRR@10 .331, R@1000 .968 (Table 4). Adam, learning rate 7e-6, batch 32, up to 800k steps.
 
-    vectors = encoder.encode_queries([examples.query(row) for row in range(len(examples))])
-    write_clusters("clusters.parquet", examples.query_ids, cluster_queries(vectors, num_clusters=2000))
+`raydr train` makes everything: it trains a cross-encoder and a ColBERT on mined examples unless trained ones are named,
+scores, clusters, and trains the student. Tables that were made elsewhere are named instead:
 
     method:
       import_path: raydr.methods.tas_balanced:TasBalanced
-      args: {pairs: pairs.parquet, clusters: clusters.parquet}
+      args: {pairs: pairs.parquet, clusters: clusters.parquet, colbert: runs/colbert/model}
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
+from raydr.artifacts import fingerprint, is_finished, write_artifact
+from raydr.config import Component
 from raydr.data.examples import ExampleSet
+from raydr.encoders.colbert import load_colbert
 from raydr.errors import ConfigError, DataError
+from raydr.index.shard import dense
 from raydr.losses import margin_mse
 from raydr.methods.base import DualEncoderConfig, DualEncoderMethod
+from raydr.models.colbert import late_interaction
 from raydr.models.pooling import Pooling
+from raydr.stages.supervision import ScoredPairs, read_clusters, read_pairs, write_clusters
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Tokens
 from raydr.train.sampling import BatchSampler, Group
-from raydr.types import QUERY_ID
+from raydr.train.trainer import MODEL
 
-POSITIVE_ID = "positive_id"
-NEGATIVE_ID = "negative_id"
-POSITIVE_SCORE = "positive_score"
-NEGATIVE_SCORE = "negative_score"
-CLUSTER = "cluster"
-_PADDING_SCORE = -1000.0
+if TYPE_CHECKING:
+    from raydr.steps import Steps
+
+ZERO_SHOT = "raydr.methods.zero_shot:ZeroShot"
+COLBERT = "raydr.methods.colbert:ColBertTeacher"
+
+CLUSTERS = "clusters.parquet"
 
 
 class TasBalancedConfig(DualEncoderConfig):
@@ -90,9 +94,28 @@ class TasBalancedConfig(DualEncoderConfig):
     """Unused: the pairs are those of the table."""
     pairs: str | None = None
     """Parquet file, or folder of them, of scored pairs: query_id, positive_id, negative_id, positive_score and
-    negative_score, the scores being the cross-encoder's logits (mean over an ensemble). Needed for training."""
+    negative_score, the scores being the cross-encoder's logits (mean over an ensemble). Or the scores artifact of
+    `raydr.stages.score`, for all pairs of a query's positives and negatives. Null: `raydr train` makes one."""
     clusters: str | None = None
-    """Parquet file of query_id and cluster, as `write_clusters` makes it. Needed for training, except by `random`."""
+    """Parquet file of query_id and cluster, as `write_clusters` makes it. Null: `raydr train` makes one."""
+    colbert: str | None = None
+    """Folder of the trained ColBERT, the in-batch teacher; of the student's vocabulary. Null: `raydr train` trains one,
+    unless `in_batch_weight` is 0."""
+    cross_encoder: Component = Component(import_path="raydr.methods.cross_encoder:CrossEncoderRanker")
+    """The pairwise teacher as a method: what it starts from, or is where `cross_encoder_steps` is 0."""
+    cross_encoder_steps: int = Field(default=2000, ge=0)
+    """Updates of the pairwise teacher; 0: it is trained already."""
+    cross_encoder_learning_rate: float = Field(default=1e-5, gt=0)
+    """Of these updates."""
+    colbert_steps: int = Field(default=2000, ge=1)
+    """Updates of the in-batch teacher, which starts from the student's checkpoint."""
+    colbert_learning_rate: float = Field(default=7e-6, gt=0)
+    """Of these updates (section 4.2)."""
+    baseline: Component | None = None
+    """The retriever whose negatives are mined and whose embeddings of the queries are clustered. Null: the student's
+    checkpoint as its folder says it is used; a bare language model is no retriever and needs one to be named."""
+    num_clusters: int = Field(default=2000, ge=1)
+    """Clusters of the training queries (k = 2000 for 400k queries in section 4.2)."""
     sampling: Literal["random", "tas", "tas_balanced"] = "tas_balanced"
     """`random` queries and pairs, `tas`: queries of one topic, `tas_balanced`: and margins spread evenly (Table 4)."""
     clusters_per_batch: int = Field(default=1, ge=1)
@@ -126,22 +149,6 @@ def in_batch_margin_mse(
     return (margins.square() * others).sum() / (2 * others.sum().clamp(min=1))
 
 
-def colbert_scores(
-    queries: Float[Tensor, "query query_token dim"],
-    passages: Float[Tensor, "passage passage_token dim"],
-    query_mask: Int[Tensor, "query query_token"],
-    passage_mask: Int[Tensor, "passage passage_token"],
-) -> Float[Tensor, "query passage"]:
-    """Sum over a query's tokens of the largest inner product with a token of the passage; masks are 1 at tokens."""
-    is_padding = passage_mask == 0
-    rows = []
-    for query, mask in zip(queries, query_mask, strict=True):  # one at a time: all of them at once fill gigabytes
-        pairs = torch.einsum("td,psd->tps", query, passages).float()
-        best = pairs.masked_fill(is_padding, _PADDING_SCORE).amax(dim=2)
-        rows.append((best * mask[:, None]).sum(dim=0))
-    return torch.stack(rows) if rows else passages.new_empty(0, len(passages)).float()
-
-
 def margin_bounds(margins: Float64[np.ndarray, " pair"], num_bins: int) -> Int64[np.ndarray, " bound"]:
     """Where each bin begins in a query's ascending margins, and their number as the end of the last bin.
 
@@ -170,69 +177,6 @@ def cluster_queries(
     kmeans.train(embeddings)
     _, nearest = kmeans.index.search(embeddings, 1)
     return nearest[:, 0]
-
-
-def write_clusters(path: str | Path, query_ids: Sequence[str], clusters: Int64[np.ndarray, " query"]) -> None:
-    """Writes the table that `TasBalanced` reads: query_id, cluster."""
-    pq.write_table(pa.table({QUERY_ID: pa.array(query_ids, pa.string()), CLUSTER: clusters}), Path(path))
-
-
-def read_clusters(path: str | Path, examples: ExampleSet) -> Int64[np.ndarray, " query"]:
-    """The cluster of each query of the examples; -1 where the table has none."""
-    table = _table(path, {QUERY_ID: pa.string(), CLUSTER: pa.int64()})
-    rows = pc.index_in(pa.array(examples.query_ids, pa.string()), value_set=table[QUERY_ID])
-    return pc.fill_null(table[CLUSTER].take(rows), -1).to_numpy()
-
-
-class ScoredPairs(NamedTuple):
-    """One entry for each scored pair of passages; queries and passages are rows of the example set."""
-
-    queries: Int64[np.ndarray, " pair"]
-    positives: Int64[np.ndarray, " pair"]
-    negatives: Int64[np.ndarray, " pair"]
-    positive_scores: Float64[np.ndarray, " pair"]
-    negative_scores: Float64[np.ndarray, " pair"]
-
-
-def read_pairs(path: str | Path, examples: ExampleSet) -> ScoredPairs:
-    """The scored pairs of a Parquet file or folder with the columns query_id, positive_id, negative_id, positive_score,
-    negative_score; any order, further columns are ignored.
-
-    Raises `DataError` naming the file and the row for a missing column, an id that the examples do not have, a positive
-    that is none of its query's, and a score that is no number.
-    """
-    ids = {QUERY_ID: examples.query_ids, POSITIVE_ID: examples.passage_ids, NEGATIVE_ID: examples.passage_ids}
-    scores = (POSITIVE_SCORE, NEGATIVE_SCORE)
-    table = _table(path, {**dict.fromkeys(ids, pa.string()), **dict.fromkeys(scores, pa.float64())})
-
-    def refuse(wrong: np.ndarray, column: str, what: str) -> None:
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise DataError(f"{path}: row {row + 1}: {column} {table[column][row].as_py()!r} {what}")
-
-    columns = []
-    for column, known in ids.items():
-        rows = pc.fill_null(pc.index_in(table[column], value_set=pa.array(known, pa.string())), -1).to_numpy()
-        refuse(rows < 0, column, "is not in the examples; score the pairs of the same example set")
-        columns.append(rows.astype(np.int64))
-    for column in scores:
-        columns.append(pc.fill_null(table[column], np.nan).to_numpy())
-        refuse(~np.isfinite(columns[-1]), column, "is no finite number")
-    pairs = ScoredPairs(*columns)
-    known_pairs = [row * examples.num_passages + examples.positives(row) for row in range(len(examples))]
-    of_query = np.isin(pairs.queries * examples.num_passages + pairs.positives, np.concatenate(known_pairs))
-    refuse(~of_query, POSITIVE_ID, "is not a positive of its query")
-    return pairs
-
-
-def _table(path: str | Path, columns: dict[str, pa.DataType]) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-        if missing := [name for name in columns if name not in table.column_names]:
-            raise DataError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
-        return table.select(list(columns)).cast(pa.schema(columns))
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 class TopicBatches:
@@ -303,12 +247,11 @@ class TopicBatches:
         return Group(query, passages, scores, label)
 
 
-class ColbertTeacher:
-    """An in-batch teacher: gives `Labels.in_batch_teacher` for the token ids of a batch.
+class TokenTeacher:
+    """An in-batch teacher (`InBatchTeacher`): a frozen ColBERT that reads the token ids of its student.
 
     Args:
-        network: token ids and mask to one embedding per token ([CLS] and [SEP] included), not normalised; it reads the
-            student's token ids. It is frozen here.
+        network: token ids and mask to one embedding per token ([CLS] and [SEP] included).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -316,9 +259,8 @@ class ColbertTeacher:
 
     @torch.no_grad()
     def __call__(self, queries: Tokens, passages: Tokens) -> Float[Tensor, "query passage"]:
-        embeddings = [self._network(tokens.ids, tokens.mask) for tokens in (queries, passages)]
-        masks = [torch.ones_like(t.ids) if t.mask is None else t.mask for t in (queries, passages)]
-        return colbert_scores(*embeddings, *masks)
+        network = self._network.to(queries.ids.device)
+        return late_interaction(network(*queries), network(*passages), queries.full_mask, passages.full_mask)
 
 
 class DualTeacher(EmbeddingObjective):
@@ -362,11 +304,73 @@ class TasBalanced(DualEncoderMethod):
     Config: ClassVar[type[TasBalancedConfig]] = TasBalancedConfig
     config: TasBalancedConfig
 
+    def fit(self, steps: Steps) -> Component:
+        """Both teachers, the scores, the clusters, and the student; what the config names is not made."""
+        config, made = self.config, {}
+        baseline = config.baseline or Component(import_path=ZERO_SHOT, args={"model": config.model})
+        index = steps.index(baseline, "base")
+        examples, dev = steps.mine(baseline, index, "examples"), steps.dev(baseline, index)
+        if config.pairs is None:
+            teacher = self._cross_encoder(steps, examples, dev)
+            made["pairs"] = str(steps.score(teacher, examples, "scores").path.resolve())
+        if config.colbert is None and config.in_batch_weight:
+            made["colbert"] = self._colbert(steps, examples, made.get("pairs", config.pairs))
+        if config.clusters is None and config.sampling != "random":
+            made["clusters"] = str(self._clustered(steps, examples, baseline))
+        student = self._with(made)
+        model = steps.train(student, steps.train_config, examples, "train", dev=dev)
+        return self.trained(str((model.path / MODEL).resolve()))
+
+    def _cross_encoder(self, steps: Steps, examples: ExampleSet, dev: ExampleSet | None) -> Component:
+        """The pairwise teacher, trained where it has to be."""
+        config = self.config
+        if not config.cross_encoder_steps:
+            return config.cross_encoder
+        changes = {"max_steps": config.cross_encoder_steps, "learning_rate": config.cross_encoder_learning_rate}
+        plan = steps.train_config.model_copy(update=changes)
+        model = steps.train(config.cross_encoder, plan, examples, "cross-encoder", dev=dev)
+        args = {**config.cross_encoder.args, "model": str((model.path / MODEL).resolve())}
+        return Component(import_path=config.cross_encoder.import_path, args=args)
+
+    def _colbert(self, steps: Steps, examples: ExampleSet, scores: str | None) -> str:
+        """Folder of the in-batch teacher, trained on the pairwise teacher's margins (section 4.2)."""
+        config = self.config
+        if scores is None or not is_finished(scores):
+            raise ConfigError(
+                "colbert: name a trained one, or leave `pairs` out: it is trained on scores that are made here"
+            )
+        shared = ("model", "max_query_tokens", "max_passage_tokens", "query_prompt", "passage_prompt")
+        args = {name: value for name, value in self.component.args.items() if name in shared}
+        method = Component(import_path=COLBERT, args={**args, "scores": scores})
+        changes = {"max_steps": config.colbert_steps, "learning_rate": config.colbert_learning_rate, "keep": "last"}
+        model = steps.train(method, steps.train_config.model_copy(update=changes), examples, "colbert")
+        return str((model.path / MODEL).resolve())
+
+    def _clustered(self, steps: Steps, examples: ExampleSet, baseline: Component) -> Path:
+        """The table of the queries' clusters."""
+        out, seed = steps.config.out / "clusters", steps.train_config.seed
+        settings = {
+            "num_clusters": self.config.num_clusters,
+            "seed": seed,
+            "baseline": baseline.model_dump(mode="json"),
+        }
+        inputs = {"examples": examples.artifact}
+        if not is_finished(out, fingerprint("clusters", settings, {"examples": examples.artifact.fingerprint})):
+            with write_artifact(out, kind="clusters", config=settings, inputs=inputs) as writer:
+                embeddings = dense(steps.embed_queries(baseline, examples))
+                clusters = cluster_queries(embeddings, num_clusters=self.config.num_clusters, seed=seed)
+                write_clusters(out / CLUSTERS, examples.query_ids, clusters)
+                writer.counts["queries"] = len(examples)
+        return (out / CLUSTERS).resolve()
+
     def build_objective(self) -> EmbeddingObjective:
-        objective = DualTeacher(
-            pairwise_weight=self.config.pairwise_weight, in_batch_weight=self.config.in_batch_weight
-        )
-        objective.gather = self.config.gather
+        config = self.config
+        objective = DualTeacher(pairwise_weight=config.pairwise_weight, in_batch_weight=config.in_batch_weight)
+        objective.gather = config.gather
+        if config.in_batch_weight:
+            if config.colbert is None:
+                raise ConfigError("colbert: name the folder of a trained ColBERT, or set in_batch_weight to 0")
+            objective.in_batch_teacher = TokenTeacher(load_colbert(config.colbert))
         return objective
 
     def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:

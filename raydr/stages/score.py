@@ -45,8 +45,8 @@ class PairScorer(Protocol):
 def score_examples(examples: ExampleSet, ranker: Component, out: Path, *, use_ray: bool) -> Artifact:
     """The scores of `ranker` in `out`; finished ones of the same examples and ranker stay.
 
-    On Ray, one actor scores block after block on each CPU (or on a GPU, by the ranker's own `device`). Raises
-    `ConfigError` when `ranker` does not score pairs.
+    `ranker` is a reranker, or a method that builds one. On Ray, one actor scores block after block on each CPU (or on a
+    GPU, by the ranker's own `device`). Raises `ConfigError` when `ranker` does not score pairs.
     """
     settings = {"ranker": ranker.model_dump(mode="json")}
     if is_finished(out, fingerprint(KIND, settings, {"examples": examples.artifact.fingerprint})):
@@ -83,7 +83,9 @@ class _Scorer:
     """Scores blocks of queries; built where it runs."""
 
     def __init__(self, ranker: Component, path: Path) -> None:
-        scorer = ranker.build()
+        scorer: Any = ranker.build()
+        if hasattr(scorer, "build_reranker"):  # a method, which knows how its trained ranker is used
+            scorer = scorer.build_reranker()
         if not isinstance(scorer, PairScorer):
             raise ConfigError(f"{ranker.import_path}: {type(scorer).__name__} has no method score(pairs)")
         self._scorer, self._examples = scorer, ExampleSet.open(path)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raydr.train.objective import Labels
+from raydr.train.objective import Labels, Tokens
 
 
 def num_workers() -> int:
@@ -68,6 +68,15 @@ def join_labels(own: Labels) -> Labels:
         value = getattr(own, field)
         changes[field] = None if value is None else join(value)
     return dataclasses.replace(own, **changes)
+
+
+def join_tokens(own: Tokens) -> Tokens:
+    """The texts of the joined batch, padded to the longest of them."""
+    if num_workers() == 1:
+        return own
+    missing = most_of_all_workers(own.ids.shape[1], own.ids.device) - own.ids.shape[1]
+    ids, mask = (torch.nn.functional.pad(part, (0, missing)) for part in (own.ids, own.full_mask))
+    return Tokens(join(ids), join(mask))
 
 
 def mean_over_workers(values: dict[str, float]) -> dict[str, float]:

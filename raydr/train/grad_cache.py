@@ -15,6 +15,7 @@ longest text. Source: Gao et al. 2021 (arXiv 2101.06983).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -23,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raydr.train.distributed import join, join_labels, most_of_all_workers, num_workers
-from raydr.train.objective import EmbeddingObjective, LossOutput, Tokens, TrainBatch
+from raydr.train.distributed import join, join_labels, join_tokens, most_of_all_workers, num_workers
+from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Tokens, TrainBatch
 
 
 @runtime_checkable
@@ -76,12 +77,27 @@ def _loss(
     """The loss, and what to differentiate: times the number of workers where all compute the same loss, because their
     gradients are averaged, each having only those of its own rows.
     """
-    labels = batch.labels.to(device)
+    labels = _labels(objective, batch, device)
     if not objective.gather:
         output = objective.loss(own[0].float(), own[1].float(), labels)
         return output, output.loss * weight
-    output = objective.loss(join(own[0].float()), join(own[1].float()), join_labels(labels))
+    output = objective.loss(join(own[0].float()), join(own[1].float()), labels)
     return output, output.loss * weight * num_workers()
+
+
+def _labels(objective: EmbeddingObjective, batch: TrainBatch, device: torch.device) -> Labels:
+    """The labels of the batch that the loss sees, with what the objective's teacher says of it."""
+    labels = batch.labels.to(device)
+    queries, passages = (tokens.to(device) for tokens in batch.sides)
+    if objective.gather:
+        labels = join_labels(labels)
+    if objective.in_batch_teacher is None:
+        return labels
+    if objective.gather:
+        queries = join_tokens(queries)
+    with torch.no_grad():
+        scores = objective.in_batch_teacher(queries, passages).T.contiguous()
+    return dataclasses.replace(labels, in_batch_teacher=(join(scores) if objective.gather else scores).T)
 
 
 class _Plan:

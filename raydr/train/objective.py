@@ -31,11 +31,14 @@ class Tokens(NamedTuple):
         return Tokens(self.ids.to(device), None if self.mask is None else self.mask.to(device))
 
     @property
+    def full_mask(self) -> Int[Tensor, "text token"]:
+        """1 at tokens, 0 at padding."""
+        return torch.ones_like(self.ids) if self.mask is None else self.mask
+
+    @property
     def lengths(self) -> Int[Tensor, " text"]:
         """Tokens of each text, without padding."""
-        if self.mask is None:
-            return torch.full((len(self.ids),), self.ids.shape[1], device=self.ids.device)
-        return self.mask.sum(dim=1)
+        return self.full_mask.sum(dim=1)
 
     def part(self, start: int, end: int) -> Tokens:
         """The texts from `start` to `end`, padded to the longest of them only."""
@@ -87,6 +90,13 @@ class Labels:
         return scores.gather(1, columns)
 
 
+@runtime_checkable
+class InBatchTeacher(Protocol):
+    """A frozen model that judges passages for queries it does not belong to; it reads the student's token ids."""
+
+    def __call__(self, queries: Tokens, passages: Tokens) -> Float[Tensor, "query passage"]: ...
+
+
 @dataclass(frozen=True)
 class TrainBatch:
     """One worker's share of a batch."""
@@ -133,6 +143,8 @@ class EmbeddingObjective(ABC):
     """
 
     gather: bool = True
+    in_batch_teacher: InBatchTeacher | None = None
+    """Gives `Labels.in_batch_teacher`: each worker asks it about its own passages, for the queries of all."""
 
     @abstractmethod
     def loss(

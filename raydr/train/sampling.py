@@ -10,12 +10,14 @@ the sampler shuffles, so a batch that a method composed (one topic, spread margi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from raydr.data.examples import ExampleSet
 from raydr.errors import ConfigError
+from raydr.stages.score import open_scores
 
 
 class Group(NamedTuple):
@@ -75,6 +77,21 @@ class RandomBatches:
         positive = int(rng.choice(self._examples.positives(row)))
         pool = self._examples.negatives(row)[: self._depth]
         return Group(row, (positive, *draw(pool, self._num_negatives, rng)))
+
+
+class ScoredBatches(RandomBatches):
+    """Random groups that carry the ranker's scores."""
+
+    def __init__(self, examples: ExampleSet, *, scores: Path, **settings: Any) -> None:
+        super().__init__(examples, **settings)
+        self._scores = [
+            dict(zip([*examples.positives(row), *examples.negatives(row)], own, strict=True))
+            for row, own in enumerate(open_scores(scores, examples))
+        ]
+
+    def group(self, row: int, rng: np.random.Generator) -> Group:
+        group = super().group(row, rng)
+        return group._replace(teacher_scores=tuple(float(self._scores[row][p]) for p in group.passages))
 
 
 def draw(pool: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:

@@ -13,14 +13,14 @@ from torch.nn import functional
 from raydr.errors import ConfigError, DataError
 from raydr.losses import margin_mse
 from raydr.methods.tas_balanced import (
-    ColbertTeacher,
     DualTeacher,
-    ScoredPairs,
+    TokenTeacher,
     TopicBatches,
-    colbert_scores,
     in_batch_margin_mse,
     margin_bounds,
 )
+from raydr.models.colbert import late_interaction
+from raydr.stages.supervision import ScoredPairs
 from raydr.train.objective import Labels, Tokens
 from raydr.train.sampling import BatchSampler, share
 
@@ -132,7 +132,7 @@ class TestColbert:
         queries, passages = torch.randn(2, 3, 4), torch.randn(3, 5, 4)
         query_mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
         passage_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])
-        scores = colbert_scores(queries, passages, query_mask, passage_mask)
+        scores = late_interaction(queries, passages, query_mask, passage_mask)
         for i in range(2):
             for j in range(3):
                 pairs = queries[i, : query_mask[i].sum()] @ passages[j, : passage_mask[j].sum()].T
@@ -141,17 +141,17 @@ class TestColbert:
     def test_the_matrix_of_the_card_and_its_diagonal(self):
         queries, passages = torch.randn(4, 6, 8), torch.randn(4, 9, 8)
         masks = tokens([6, 2, 3, 4], 6, seed=0).mask, tokens([9, 1, 5, 7], 9, seed=1).mask
-        matrix = colbert_scores(queries, passages, *masks)
+        matrix = late_interaction(queries, passages, *masks)
         assert matrix.shape == (4, 4)
         padded = torch.einsum("qtd,psd->qtps", queries, passages).masked_fill(masks[1] == 0, -1000)
         torch.testing.assert_close(matrix, (padded.amax(dim=3) * masks[0][:, :, None]).sum(dim=1))
         for i in range(4):
-            alone = colbert_scores(*(part[i : i + 1] for part in (queries, passages, *masks)))
+            alone = late_interaction(*(part[i : i + 1] for part in (queries, passages, *masks)))
             torch.testing.assert_close(alone[0, 0], matrix[i, i])
 
     def test_padding_changes_nothing(self):
         queries, passages = tokens([4, 2], 4, seed=0), tokens([5, 3, 1], 5, seed=1)
-        teacher = ColbertTeacher(TokenNetwork())
+        teacher = TokenTeacher(TokenNetwork())
         wider = [Tokens(functional.pad(t.ids, (0, 3)), functional.pad(t.mask, (0, 3))) for t in (queries, passages)]
         torch.testing.assert_close(teacher(*wider), teacher(queries, passages))
         unpadded = Tokens(queries.ids[:1], None), Tokens(passages.ids[:1], None)
@@ -159,7 +159,7 @@ class TestColbert:
 
     def test_only_the_student_learns(self):
         network = TokenNetwork()
-        teacher = ColbertTeacher(network)
+        teacher = TokenTeacher(network)
         queries, passages = tokens([4, 2, 3], 4, seed=0), tokens([5, 3, 1, 2, 4, 5], 5, seed=1)
         scores = teacher(queries, passages)
         torch.testing.assert_close(scores, teacher(queries, passages))  # no dropout

@@ -10,12 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydr.artifacts import write_artifact
-from raydr.config import Component
+from raydr.config import Component, validate
 from raydr.data.examples import KIND, Example, ExampleSet, write_examples
+from raydr.encoders.colbert import load_colbert
 from raydr.errors import ConfigError, DataError
 from raydr.methods.base import build_method
-from raydr.methods.tas_balanced import cluster_queries, read_clusters, read_pairs, write_clusters
+from raydr.methods.tas_balanced import CLUSTERS, cluster_queries
+from raydr.stages.score import open_scores
+from raydr.stages.supervision import read_clusters, read_pairs, write_clusters
+from raydr.train.trainer import read_metrics
 from raydr.types import Passage, Query
+from raydr.verbs.config import RunConfig
+from raydr.verbs.train import train
+from tests.train.tiny import tiny_checkpoint
 
 
 @pytest.fixture
@@ -143,8 +150,10 @@ class TestMethod:
         assert (config.pooling, config.normalize) == ("cls", False)
         assert (config.max_query_tokens, config.max_passage_tokens) == (30, 200)
         assert (config.clusters_per_batch, config.num_bins, config.in_batch_weight) == (1, 10, 0.75)
-        assert method().build_objective().gather
-        assert not method(gather=False).build_objective().gather
+        assert method(in_batch_weight=0).build_objective().gather
+        assert not method(in_batch_weight=0, gather=False).build_objective().gather
+        with pytest.raises(ConfigError, match="colbert: name the folder of a trained ColBERT"):
+            method().build_objective()
 
     def test_batches_from_the_tables(self, examples, tmp_path):
         tables = {
@@ -171,3 +180,57 @@ class TestMethod:
         pairs = str(written(tmp_path / "pairs.parquet", pair_columns()))
         with pytest.raises(ConfigError, match="clusters: "):
             method(pairs=pairs).build_batches(examples, batch_size=2, seed=0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_training_is_one_run(ray_cluster, tmp_path, tiny_beir):
+    """Cross-encoder, scores, ColBERT, clusters, student; run again, everything is there already."""
+    model = tiny_checkpoint(tmp_path / "model")
+    (tiny_beir / "qrels/train.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
+    config = validate(
+        RunConfig,
+        {
+            "out": str(tmp_path / "out"),
+            "runtime": "local",
+            "data": {"path": str(tiny_beir), "split": "test"},
+            "method": {
+                "import_path": "raydr.methods.tas_balanced:TasBalanced",
+                "args": {
+                    "model": str(model),
+                    "precision": "float32",
+                    "backend": "torch",
+                    "num_threads": 1,
+                    "num_clusters": 2,
+                    "cross_encoder": {
+                        "import_path": "raydr.methods.cross_encoder:CrossEncoderRanker",
+                        "args": {"model": str(model), "max_pair_tokens": 48, "num_negatives": 2},
+                    },
+                    "cross_encoder_steps": 2,
+                    "colbert_steps": 2,
+                },
+            },
+            "index": {"factory": "Flat", "bm25": None},
+            "mine": {"num_negatives": 6},
+            "train": {"batch_size": 2, "worker_cpus": 0.5, "max_steps": 3, "learning_rate": 1e-3},
+        },
+        where="test",
+    )
+    artifact = train(config)
+    method = Component.model_validate(artifact.manifest.details["method"])
+    assert method.build().encoder().dim == 48
+    records = read_metrics(config.out / "train/metrics.jsonl")
+    assert records[-1]["step"] == 3
+    assert {"pairwise", "in_batch"} <= records[-1].keys()
+    examples = ExampleSet.open(config.out / "examples")
+    clusters = read_clusters(config.out / "clusters" / CLUSTERS, examples)
+    assert set(clusters) == {0, 1}
+    pairs, scores = read_pairs(config.out / "scores", examples), open_scores(config.out / "scores", examples)
+    for query, positive, negative, positive_score, negative_score in zip(*pairs, strict=True):
+        place = examples.positives(query).tolist().index(positive)
+        assert positive_score == scores[query][place]
+        place = len(examples.positives(query)) + examples.negatives(query).tolist().index(negative)
+        assert negative_score == scores[query][place]
+    assert load_colbert(str(config.out / "colbert/model")).linear.weight.shape == (48, 48)
+    assert train(config).manifest.created_at == artifact.manifest.created_at

@@ -18,10 +18,11 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from raydr.methods.contrastive import InBatchContrastive
+from raydr.methods.tas_balanced import DualTeacher, TokenTeacher
 from raydr.train import grad_cache
 from raydr.train.config import TrainConfig
 from raydr.train.engine import Engine
-from tests.train.tiny import part_of, random_batch, tiny_network
+from tests.train.tiny import part_of, random_batch, tiny_colbert, tiny_network
 
 CASES = [
     (stage, chunk_tokens, accumulation)
@@ -29,13 +30,16 @@ CASES = [
     for chunk_tokens in (None, 40)
     for accumulation in (1, 2)
 ]
+TAUGHT = [(stage, chunk_tokens) for stage in (0, 2, 3) for chunk_tokens in (None, 40)]
+"""With an in-batch teacher, which judges every worker's passages for the queries of all."""
 
 
 def main(out: Path) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     losses = {}
-    for stage, chunk_tokens, accumulation in CASES:
+    cases = [(*case, False) for case in CASES] + [(stage, chunk, 1, True) for stage, chunk in TAUGHT]
+    for stage, chunk_tokens, accumulation, is_taught in cases:
         config = TrainConfig(
             num_workers=world_size,
             batch_size=8,
@@ -49,14 +53,17 @@ def main(out: Path) -> None:
         )
         engine = Engine(tiny_network(), config, is_gpu=False)
         objective = InBatchContrastive(temperature=0.05, symmetric=True)
+        if is_taught:
+            objective = DualTeacher(pairwise_weight=0.0)
+            objective.in_batch_teacher = TokenTeacher(tiny_colbert())
         share = 8 // world_size
         found = []
         for number in range(accumulation):
-            own = part_of(random_batch(8, 3, seed=number), rank * share, (rank + 1) * share)
+            own = part_of(random_batch(8, 2 if is_taught else 3, seed=number), rank * share, (rank + 1) * share)
             output = grad_cache.backward(engine, objective, own, chunk_tokens=chunk_tokens, weight=1 / accumulation)
             found.append(float(output.loss))
         engine.step(1.0)
-        name = f"stage{stage}-chunk{chunk_tokens}-accumulation{accumulation}"
+        name = f"stage{stage}-chunk{chunk_tokens}-" + ("taught" if is_taught else f"accumulation{accumulation}")
         losses[name] = found
         weights = engine.weights()
         assert (weights is None) == (rank > 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.parity_worker import CASES
+from tests.train.parity_worker import CASES, TAUGHT
 from tests.train.tiny import tiny_network
 
 pytestmark = pytest.mark.slow
@@ -55,11 +55,20 @@ def two_workers(tmp_path_factory):
 @pytest.mark.parametrize(("stage", "chunk_tokens", "accumulation"), CASES)
 @pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
 def test_same_loss_and_same_gradients(request, workers, stage, chunk_tokens, accumulation):
-    """Against one worker, ZeRO 0, no caching."""
+    name = f"stage{stage}-chunk{chunk_tokens}-accumulation{accumulation}"
+    compare(request, workers, name, f"stage0-chunkNone-accumulation{accumulation}")
+
+
+@pytest.mark.parametrize(("stage", "chunk_tokens"), TAUGHT)
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_the_in_batch_teacher_sees_the_joined_batch(request, workers, stage, chunk_tokens):
+    compare(request, workers, f"stage{stage}-chunk{chunk_tokens}-taught", "stage0-chunkNone-taught")
+
+
+def compare(request, workers, name, reference):
+    """Losses and weights against those of one worker, ZeRO 0, no caching."""
     folder, losses = request.getfixturevalue(workers)
     reference_folder, reference_losses = request.getfixturevalue("one_worker")
-    reference = f"stage0-chunkNone-accumulation{accumulation}"
-    name = f"stage{stage}-chunk{chunk_tokens}-accumulation{accumulation}"
     assert losses[name] == pytest.approx(reference_losses[reference], abs=1e-5)
     expected = load_file(reference_folder / f"{reference}.safetensors")
     found = load_file(folder / f"{name}.safetensors")

@@ -7,6 +7,7 @@ import torch
 
 from raydr.artifacts import write_artifact
 from raydr.data.examples import Example, ExampleSet, write_examples
+from raydr.models.colbert import ColBert
 from raydr.models.dual_encoder import DualEncoder
 from raydr.train.objective import Labels, Tokens, TrainBatch
 from raydr.types import Passage, Query
@@ -35,6 +36,16 @@ def tiny_network(*, dropout: float = 0.0, seed: int = 0, normalize: bool = True)
         attention_probs_dropout_prob=dropout,
     )
     return DualEncoder(BertModel(config, add_pooling_layer=False), pooling="mean", normalize=normalize)
+
+
+def tiny_colbert() -> ColBert:
+    """One layer, 8 dimensions a token."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(7)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=100, max_position_embeddings=64, **sizes)
+    return ColBert(BertModel(config, add_pooling_layer=False), hidden_size=32, dimensions=8)
 
 
 def random_batch(num_queries: int, group: int, *, seed: int, first_row: int = 0) -> TrainBatch:
