@@ -64,9 +64,22 @@ def train_worker(settings: dict[str, Any]) -> None:
             return
         with checkpoint.as_directory() as folder:
             training.run(Path(folder))
-    except RaydrError as error:
-        (job.out / REFUSED).write_text(str(error), encoding="utf-8")
-        raise
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        (job.out / REFUSED).write_text(str(reason), encoding="utf-8")
+        raise reason from None
+
+
+def _refusal(error: BaseException | None) -> RaydrError | None:
+    """The error of raydr's own behind what was raised, which Ray wraps where it comes from another process."""
+    while error is not None:
+        error = getattr(error, "cause", None) or error  # of a RayTaskError, which may pass for its cause
+        if isinstance(error, RaydrError):
+            return error
+        error = error.__cause__
+    return None
 
 
 class _Training:

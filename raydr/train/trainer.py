@@ -122,7 +122,9 @@ def _fit(job: Job, storage: Path) -> Path:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise RaydrError(f"training failed: {_cause(error)}") from error
+        refused = job.out / REFUSED
+        cause = refused.read_text(encoding="utf-8") if refused.is_file() else _cause(error)
+        raise RaydrError(f"training failed: {cause}") from error
     if result.checkpoint is None:
         raise RaydrError(f"training ended without a checkpoint; Ray Train's log in {storage} says more")
     return Path(result.checkpoint.path)

@@ -203,6 +203,7 @@ def test_the_whole_training_is_one_run(ray_cluster, tmp_path, tiny_beir):
                     "backend": "torch",
                     "num_threads": 1,
                     "num_clusters": 2,
+                    "max_passage_tokens": 48,
                     "cross_encoder": {
                         "import_path": "raydr.methods.cross_encoder:CrossEncoderRanker",
                         "args": {"model": str(model), "max_pair_tokens": 48, "num_negatives": 2},
@@ -227,7 +228,9 @@ def test_the_whole_training_is_one_run(ray_cluster, tmp_path, tiny_beir):
     clusters = read_clusters(config.out / "clusters" / CLUSTERS, examples)
     assert set(clusters) == {0, 1}
     pairs, scores = read_pairs(config.out / "scores", examples), open_scores(config.out / "scores", examples)
-    for query, positive, negative, positive_score, negative_score in zip(*pairs, strict=True):
+    for query, positive, negative, positive_score, negative_score in zip(
+        *(column.tolist() for column in pairs), strict=True
+    ):
         place = examples.positives(query).tolist().index(positive)
         assert positive_score == scores[query][place]
         place = len(examples.positives(query)) + examples.negatives(query).tolist().index(negative)
