@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from raydr.train.objective import TrainBatch
 
+TOKENIZER_CPUS = 0.01
+"""What Ray reserves for tokenising beside a training worker. The worker reserves as much less than it uses: workers may
+hold every CPU of the cluster, for which tokenising must not wait, because they wait for it."""
 _BATCHES_PER_BLOCK = 16
 _BLOCKS_AHEAD = 256
 """Blocks in one execution of Ray Data: a plan is a few numbers for each group, starting an execution costs seconds."""
@@ -115,10 +118,9 @@ def _on_ray(batches: list[list[Group]], tokenizer: GroupTokenizer, path: Path) -
             batch_format="pyarrow",
             batch_size=None,
             zero_copy_batch=True,
-            # One process beside each training worker, which Ray would otherwise multiply; and training workers may
-            # hold every CPU, for which tokenising must not wait.
+            # One process beside each training worker, which Ray would otherwise multiply.
             compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=0.01,
+            num_cpus=TOKENIZER_CPUS,
         )
         tables: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         for table in tables:

@@ -27,6 +27,7 @@ from raydr.config import Component
 from raydr.data.examples import ExampleSet
 from raydr.errors import RaydrError
 from raydr.progress import followed
+from raydr.train.batches import TOKENIZER_CPUS
 from raydr.train.config import TrainConfig
 from raydr.train.loop import BEST, LAST, METRICS, REFUSED, Job, train_worker
 
@@ -103,7 +104,10 @@ def _fit(job: Job, storage: Path) -> Path:
     api: Any = ray.train  # whose names are annotated as those of two generations of Ray Train
     config = job.train
     (job.out / REFUSED).unlink(missing_ok=True)
-    resources = {"CPU": config.worker_cpus, **({"GPU": config.worker_gpus} if config.worker_gpus else {})}
+    resources = {
+        "CPU": max(TOKENIZER_CPUS, config.worker_cpus - TOKENIZER_CPUS),
+        **({"GPU": config.worker_gpus} if config.worker_gpus else {}),
+    }
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=job.model_dump(mode="json"),

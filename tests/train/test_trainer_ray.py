@@ -136,6 +136,11 @@ def test_a_run_in_two_parts_is_the_run_in_one(trained, method, examples, tmp_pat
     assert [found[step] for step in sorted(found)] == pytest.approx([expected[s] for s in sorted(expected)], abs=1e-6)
 
 
+def test_workers_that_hold_every_cpu_do_not_starve_what_tokenises_for_them(method, examples, tmp_path):
+    config = TrainConfig(**{**SETTINGS, "worker_cpus": 1.0, "max_steps": 2})
+    assert train_model(method, config, examples, tmp_path / "all").manifest.details["steps"] == 2
+
+
 def test_adapters_are_merged_into_what_is_saved(method, examples, tmp_path):
     lora = LoraConfig(rank=4, alpha=8, target_modules=["query", "value"])
     config = TrainConfig(**{**SETTINGS, "num_workers": 1, "max_steps": 4}, lora=lora)
