@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from raydr.train.objective import TrainBatch
 
-TOKENIZER_CPUS = 0.01
-"""What Ray reserves for tokenising beside a training worker. The worker reserves as much less than it uses: workers may
-hold every CPU of the cluster, for which tokenising must not wait, because they wait for it."""
 _BATCHES_PER_BLOCK = 16
 _BLOCKS_AHEAD = 256
 """Blocks in one execution of Ray Data: a plan is a few numbers for each group, starting an execution costs seconds."""
@@ -112,15 +109,17 @@ def _on_ray(batches: list[list[Group]], tokenizer: GroupTokenizer, path: Path) -
     ]
 
     with ray.data.DataContext.current(context):
-        dataset = ray.data.from_arrow(blocks).map_batches(
+        # Not `from_arrow`, which sends a task of one CPU to look at the tables.
+        dataset = ray.data.from_blocks(blocks).map_batches(
             _Tokenize,
             fn_constructor_args=(tokenizer, path),
             batch_format="pyarrow",
             batch_size=None,
             zero_copy_batch=True,
-            # One process beside each training worker, which Ray would otherwise multiply.
+            # One process beside each training worker, which Ray would otherwise multiply; and none of Ray's CPUs:
+            # the workers may hold them all, and tokenising must not wait for those who wait for it.
             compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=TOKENIZER_CPUS,
+            num_cpus=0,
         )
         tables: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         for table in tables:

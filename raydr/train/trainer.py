@@ -27,7 +27,6 @@ from raydr.config import Component
 from raydr.data.examples import ExampleSet
 from raydr.errors import RaydrError
 from raydr.progress import followed
-from raydr.train.batches import TOKENIZER_CPUS
 from raydr.train.config import TrainConfig
 from raydr.train.loop import BEST, LAST, METRICS, REFUSED, Job, train_worker
 
@@ -105,7 +104,7 @@ def _fit(job: Job, storage: Path) -> Path:
     config = job.train
     (job.out / REFUSED).unlink(missing_ok=True)
     resources = {
-        "CPU": max(TOKENIZER_CPUS, config.worker_cpus - TOKENIZER_CPUS),
+        "CPU": config.worker_cpus,
         **({"GPU": config.worker_gpus} if config.worker_gpus else {}),
     }
     trainer = TorchTrainer(
