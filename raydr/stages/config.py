@@ -51,6 +51,9 @@ class SearchConfig(Config):
     """Only these passages may be found; null allows all."""
     exclude_ids: tuple[str, ...] = ()
     """These passages are never found."""
+    rerank: int = Field(default=0, ge=0)
+    """Hits of each query that the method's reranker reorders; the others follow in their order, with scores that only
+    say so. 0: the retriever's own ranking."""
     aggregate: bool = True
     """Where documents were split into passages: rank documents, each by its best passage."""
     parameters: SearchParameters = Field(default_factory=SearchParameters)

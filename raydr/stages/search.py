@@ -191,7 +191,7 @@ class Searcher:
         """Hits as columns, and the smallest number of hits of any query."""
         found = top.rows >= 0
         line, rows, scores = np.nonzero(found)[0], top.rows[found], top.scores[found]
-        if reranker is not None:
+        if reranker is not None and self._config.rerank:
             line, rows, scores = self._reranked(queries, line, rows, scores, reranker)
         columns: dict[str, Any] = {}
         if self.ranks_documents:
@@ -209,15 +209,20 @@ class Searcher:
     def _reranked(
         self, queries: Sequence[Query], line: np.ndarray, rows: np.ndarray, scores: np.ndarray, reranker: Reranker
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first `rerank` hits of each query by the reranker's scores; the others behind them."""
         new_rows, new_scores = [], []
         for number, query in enumerate(queries):
-            own = np.flatnonzero(line == number)
+            hits_of_query = np.flatnonzero(line == number)
+            own, others = np.split(hits_of_query, [self._config.rerank])
             passages = self._passages(rows[own])
             row_of = {passage.passage_id: row for passage, row in zip(passages, rows[own], strict=True)}
             hits = [Hit(p.passage_id, float(s)) for p, s in zip(passages, scores[own], strict=True)]
             for hit in reranker.rerank(query, hits, {passage.passage_id: passage for passage in passages}):
                 new_rows.append(row_of[hit.passage_id])
                 new_scores.append(hit.score)
+            lowest = new_scores[-1] if len(own) else 0.0
+            new_rows.extend(rows[others])
+            new_scores.extend(lowest - np.arange(1, len(others) + 1))
         return line, np.array(new_rows, dtype=np.int64), np.array(new_scores, dtype=np.float32)
 
 

@@ -9,6 +9,7 @@ from raydr import runtime
 from raydr.artifacts import Artifact
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import EncoderFactory
+from raydr.errors import ConfigError
 from raydr.methods.base import build_method
 from raydr.stages.search import search_corpus
 from raydr.verbs.config import RunConfig
@@ -21,6 +22,9 @@ def search(config: RunConfig, *, name: str = "search") -> Artifact:
     if use_ray:
         runtime.connect()
     method = build_method(config.method)
+    reranker = method.build_reranker() if config.search.rerank else None
+    if config.search.rerank and reranker is None:
+        raise ConfigError(f"search.rerank: {type(method).__name__} has no reranker; set it to 0")
     build_encoder = EncoderFactory(config.method)
     return search_corpus(
         config.out / "index",
@@ -31,5 +35,5 @@ def search(config: RunConfig, *, name: str = "search") -> Artifact:
         use_ray=use_ray,
         corpus=corpus,
         build_refiner=method.build_refiner,
-        reranker=method.build_reranker(),
+        reranker=reranker,
     )

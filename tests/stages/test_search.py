@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,22 @@ PARTS = [
 @pytest.mark.parametrize(("parts", "plain"), PARTS)
 @pytest.mark.parametrize("query_batch", [1, 7, 1000])
 def test_the_hits_are_the_pipelines(index, tmp_path, parts, plain, query_batch):
-    artifact = searched(index, tmp_path / "out", SearchConfig(k=10, query_batch=query_batch), **parts)
+    artifact = searched(index, tmp_path / "out", SearchConfig(k=10, rerank=10, query_batch=query_batch), **parts)
     assert hits_of(artifact) == pipeline(**plain).search(QUERIES, k=10)
     assert artifact.manifest.counts == {"queries": 25, "hits": 250, "unanswered": 0}
+
+
+def test_only_the_first_hits_are_reranked(index, tmp_path):
+    plain = hits_of(searched(index, tmp_path / "plain", reranker=ByLength()))
+    assert plain == pipeline().search(QUERIES, k=10)  # a reranker that nobody asks for
+    reranked = hits_of(searched(index, tmp_path / "out", SearchConfig(k=10, rerank=4), reranker=ByLength()))
+    passages = {id_: Passage(id_, text) for id_, text in TEXTS.items()}
+    for query in QUERIES:
+        hits = reranked[query.query_id]
+        expected = ByLength().rerank(query, plain[query.query_id][:4], passages)
+        assert hits[:4] == expected
+        assert [hit.passage_id for hit in hits[4:]] == [hit.passage_id for hit in plain[query.query_id][4:]]
+        assert all(before.score > after.score for before, after in pairwise(hits[3:]))
 
 
 @pytest.mark.ray
