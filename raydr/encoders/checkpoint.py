@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,31 @@ def _from_hub(name: str) -> Path:
             "use a path, a hub name you can reach, or 'minilm'"
         ) from error
     return Path(folder)
+
+
+def weight_names(folder: Path) -> dict[str, str]:
+    """Name of each tensor of a checkpoint and the safetensors file that holds it; nothing of them is read."""
+    from safetensors import safe_open
+
+    if index := _read(folder / "model.safetensors.index.json", default={}):
+        return index["weight_map"]
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        return {}
+    with safe_open(file, framework="np") as tensors:
+        return dict.fromkeys(tensors.keys(), file.name)
+
+
+def without_missing_pooler(folder: Path, config: Any) -> dict[str, bool]:
+    """What to tell transformers so that a network gets no BERT pooler where the checkpoint has none: nothing here uses
+    it, and a new one would be saved with the trained weights as if it meant something.
+    """
+    from transformers import AutoModel
+
+    network = AutoModel._model_mapping.get(type(config), None)
+    has_option = network is not None and "add_pooling_layer" in inspect.signature(network).parameters
+    has_pooler = any(".pooler." in f".{name}" for name in weight_names(folder))
+    return {"add_pooling_layer": False} if has_option and not has_pooler else {}
 
 
 def _pooling(model: str, file: Path) -> Pooling:

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raydr.encoders.checkpoint import open_checkpoint
+from raydr.encoders.checkpoint import open_checkpoint, weight_names, without_missing_pooler
 from raydr.errors import ConfigError
 from raydr.models.colbert import ColBert
 
@@ -30,24 +30,28 @@ def load_colbert(model: str, *, dimensions: int | None = None) -> ColBert:
     `ConfigError` where the weights cannot be read, or have another dimension than the one asked for.
     """
     from safetensors.torch import load_file
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     checkpoint = open_checkpoint(model)
     try:
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         transformer: Any = AutoModel.from_pretrained(
             checkpoint.path,
+            config=config,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="sdpa",
             key_mapping={r"^bert_model\.": ""},
+            **without_missing_pooler(checkpoint.path, config),
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{checkpoint.path}: transformers cannot load this model: {error}") from error
-    weights = load_file(checkpoint.path / _WEIGHTS) if (checkpoint.path / _WEIGHTS).is_file() else {}
-    projection = next((name for name in _PROJECTIONS if f"{name}.weight" in weights), None)
+    names = weight_names(checkpoint.path)
+    projection = next((name for name in _PROJECTIONS if f"{name}.weight" in names), None)
     if projection is None:
         return ColBert(transformer, hidden_size=checkpoint.hidden_size, dimensions=dimensions or checkpoint.hidden_size)
+    weights = load_file(checkpoint.path / names[f"{projection}.weight"])
     linear = {name.rpartition(".")[2]: w for name, w in weights.items() if name.startswith(f"{projection}.")}
     if dimensions not in (None, len(linear["weight"])):
         raise ConfigError(

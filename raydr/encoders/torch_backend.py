@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from raydr.encoders.checkpoint import Checkpoint
+from raydr.encoders.checkpoint import Checkpoint, without_missing_pooler
 from raydr.encoders.precision import Precision
 from raydr.errors import ConfigError
 from raydr.models.dual_encoder import DualEncoder
@@ -29,6 +29,7 @@ def load_network(
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         loader = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
         config.use_cache = False  # of keys and values, which only generation needs
+        layers = without_missing_pooler(checkpoint.path, config)
         transformer = loader.from_pretrained(
             checkpoint.path,
             config=config,
@@ -37,6 +38,7 @@ def load_network(
             use_safetensors=True,
             attn_implementation="sdpa",
             dtype=getattr(torch, precision),
+            **layers,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{checkpoint.path}: transformers cannot load this model: {error}") from error

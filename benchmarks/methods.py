@@ -1,0 +1,128 @@
+"""How well the methods rank, each trained from the same checkpoint on the same candidates, with several seeds.
+
+    python benchmarks/methods.py --data ../shared/data --collections squad --seeds 0 1 2 --out runs/methods
+
+Every cell is one `raydr reproduce` of jobs/configs/<method>_small.yaml in a folder of its own, so a grid that was
+stopped goes on. For AR2 the warm-up ranker and the last one also reorder the retriever's first hits (`--rerank`), which is
+how the two rankers are compared. The table gives mean and standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from interleaved import markdown, write
+
+from raydr.artifacts import is_finished
+from raydr.config import Component, load
+from raydr.data.corpus import Corpus
+from raydr.evaluation.config import EvaluateConfig
+from raydr.evaluation.metrics import measure_run
+from raydr.evaluation.trec import read_run
+from raydr.verbs.config import RunConfig
+from raydr.verbs.search import search
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+METHODS = ["zero_shot", "contrastive", "mw", "tas_balanced", "ar2"]
+MEASURES = ["nDCG@10", "R@5", "R@100", "pooled AUC"]
+RANKER_MEASURES = EvaluateConfig(measures=["nDCG@10", "R@5"])
+LENGTHS = ["method.args.max_query_tokens=32", "method.args.max_passage_tokens=128"]
+
+
+def config_of(method: str, folder: Path, data: Path, seed: int, overrides: list[str]) -> tuple[Path, list[str]]:
+    name = "zero_shot" if method == "zero_shot" else f"{method}_small"
+    own = [*LENGTHS, "search.k=600", "evaluate.measures=[nDCG@10,RR@10,R@5,R@100]"]
+    settings = own if method == "zero_shot" else [f"train.seed={seed}", *overrides]
+    return REPOSITORY / f"jobs/configs/{name}.yaml", [f"data.path={data}", "runtime=ray", f"out={folder}", *settings]
+
+
+def run_once(method: str, folder: Path, data: Path, seed: int, overrides: list[str]) -> None:
+    config, settings = config_of(method, folder, data, seed, overrides)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, "jobs/reproduce.py", str(config), *settings], cwd=REPOSITORY, stdout=log, stderr=log
+        )
+    if done.returncode:
+        raise SystemExit(f"{method}, seed {seed}: failed; see {log.name}")
+
+
+def measured(folder: Path) -> dict[str, float]:
+    """The measures of a finished run, and its pooled area under the ROC curve."""
+    summary = json.loads((folder / "evaluate/summary.json").read_text())["runs"][0]
+    values = {name: found["value"] for name, found in summary["measures"].items()}
+    return {**values, "pooled AUC": summary["roc"]["pooled_area"]}
+
+
+def rankers(folder: Path, data: Path, seed: int, depth: int, overrides: list[str]) -> dict[str, dict[str, float]]:
+    """AR2's warm-up ranker and its last one over the first hits of the final retriever."""
+    path, settings = config_of("ar2", folder, data, seed, overrides)
+    config = load(RunConfig, path, [*settings, f"search.rerank={depth}", f"search.k={depth}"])
+    method = Component.model_validate(yaml.safe_load((folder / "method/method.yaml").read_text())["method"])
+    corpus = Corpus.open(folder / "corpus")
+    found = {}
+    for label, ranker in (("warm-up ranker", folder / "ranker-warmup/model"), ("last ranker", None)):
+        args = dict(method.args) if ranker is None else {**method.args, "trained_ranker": str(ranker.resolve())}
+        own = config.model_copy(update={"method": method.model_copy(update={"args": args})})
+        run = read_run(search(own, name=f"search_{label.replace(' ', '_')}").path / "run.trec")
+        found[f"{label}, first {depth}"] = measure_run(run, corpus.qrels(), RANKER_MEASURES).means()
+    return found
+
+
+def table(cells: dict[str, list[dict[str, float]]]) -> str:
+    rows = []
+    for name, seeds in cells.items():
+        row = [name, str(len(seeds))]
+        for measure in MEASURES:
+            values = [found[measure] for found in seeds if measure in found]
+            if not values:
+                row.append("")
+                continue
+            deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            row.append(f"{statistics.mean(values):.4f}{deviation}")
+        rows.append(row)
+    return markdown(["method", "seeds", *MEASURES], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
+    parser.add_argument("--collections", nargs="+", default=["squad"])
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rerank", type=int, default=10, help="hits that AR2's rankers reorder; 0: leave it out")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="settings for all trained methods")
+    options = parser.parse_args()
+    tables, results = "", {}
+    for collection in options.collections:
+        cells: dict[str, list[dict[str, float]]] = {}
+        for seed in options.seeds:
+            for method in options.methods:
+                if method == "zero_shot" and seed != options.seeds[0]:
+                    continue
+                folder, data = (options.out / collection / f"{method}-{seed}").resolve(), options.data / collection
+                if not is_finished(folder / "evaluate"):
+                    run_once(method, folder, data.resolve(), seed, options.overrides)
+                cells.setdefault(method, []).append(measured(folder))
+                if method == "ar2" and options.rerank:
+                    for label, found in rankers(
+                        folder, data.resolve(), seed, options.rerank, options.overrides
+                    ).items():
+                        cells.setdefault(label, []).append(found)
+                print(table(cells), flush=True)
+        tables += f"### {collection}\n\n{table(cells)}\n"
+        results[collection] = cells
+    write(options.out / "methods", "Methods", tables, results)
+
+
+if __name__ == "__main__":
+    main()
