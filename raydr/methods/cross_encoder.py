@@ -27,6 +27,7 @@ from raydr.encoders.cross_encoder import CrossEncoderReranker, PairConfig, PairE
 from raydr.errors import ConfigError
 from raydr.losses import listwise, pointwise
 from raydr.methods.base import Method
+from raydr.train.grad_cache import outputs
 from raydr.train.objective import LossOutput, TrainBatch
 from raydr.train.sampling import BatchSampler, RandomBatches
 
@@ -73,7 +74,7 @@ class Ranking:
     def __call__(self, model: Any, batch: TrainBatch) -> LossOutput:
         if batch.pairs is None:
             raise ConfigError("a cross-encoder is trained on pairs; its method must build a PairTokenizer")
-        scores = model(batch.pairs.ids, batch.pairs.mask).view(-1, batch.labels.group_size)
+        scores = outputs(model, batch.pairs).view(-1, batch.labels.group_size)
         positives = batch.labels.groups(batch.labels.positives)
         accuracy = (scores[:, :1] > scores[:, 1:]).all(dim=1).float().mean()
         return LossOutput(self._loss(scores, positives), {"accuracy": accuracy.detach()})

@@ -27,6 +27,9 @@ from torch import Tensor
 from raydr.train.distributed import join, join_labels, join_tokens, most_of_all_workers, num_workers
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Tokens, TrainBatch
 
+_BUCKET_TOKENS = {"cpu": 1024, "cuda": 65536}
+"""Tokens, padding included, of texts of like length that go through the network together where nothing is cached."""
+
 
 @runtime_checkable
 class Trainable(Protocol):
@@ -52,8 +55,8 @@ def backward(
 ) -> LossOutput:
     """Adds the gradient of `weight` times the batch's loss to the weights; returns the loss and the metrics.
 
-    With `chunk_tokens` None the whole batch goes through the network once; with a number, in chunks of so many tokens,
-    twice.
+    With `chunk_tokens` None all texts go through the network once, and all their activations are kept; with a number,
+    in chunks of so many tokens, twice.
     """
     plans = [_Plan(tokens.to(engine.device), chunk_tokens) for tokens in batch.sides]
     if chunk_tokens is None:
@@ -100,6 +103,13 @@ def _labels(objective: EmbeddingObjective, batch: TrainBatch, device: torch.devi
     return dataclasses.replace(labels, in_batch_teacher=(join(scores) if objective.gather else scores).T)
 
 
+def outputs(engine: Trainable, tokens: Tokens) -> Float[Tensor, "text ..."]:
+    """The network's output of every text, with its graph, for objectives that call the model themselves: texts of like
+    length go through it together, so little is spent on padding.
+    """
+    return _Plan(tokens, None).embed(engine)
+
+
 class _Plan:
     """The texts of one side, sorted by length and cut into chunks."""
 
@@ -107,14 +117,15 @@ class _Plan:
         lengths = tokens.lengths
         self._order = torch.argsort(lengths, stable=True)
         self._tokens = Tokens(tokens.ids[self._order], None if tokens.mask is None else tokens.mask[self._order])
-        self._bounds = list(_cut(lengths[self._order].tolist(), chunk_tokens))
+        most = chunk_tokens or _BUCKET_TOKENS[tokens.ids.device.type]
+        self._bounds = list(_cut(lengths[self._order].tolist(), most))
         # Each pass is one of all workers in ZeRO 2 and 3, so all make the same number of them.
         _split_into(self._bounds, most_of_all_workers(len(self._bounds), lengths.device))
         self._states: list[tuple[Tensor, Tensor | None]] = []
         self.cached: Float[Tensor, "text dim"]
 
-    def embed(self, engine: Trainable) -> Float[Tensor, "text dim"]:
-        """Embeddings in the order of the input, with their graph."""
+    def embed(self, engine: Trainable) -> Float[Tensor, "text ..."]:
+        """Outputs in the order of the input, with their graph."""
         return torch.cat([self._forward(engine, *bounds) for bounds in self._bounds])[torch.argsort(self._order)]
 
     def embed_for_cache(self, engine: Trainable) -> None:
@@ -137,17 +148,17 @@ class _Plan:
                 embeddings = self._forward(engine, start, end)
             engine.backward((embeddings.float() * gradients[start:end]).sum())
 
-    def _forward(self, engine: Trainable, start: int, end: int) -> Float[Tensor, "text dim"]:
+    def _forward(self, engine: Trainable, start: int, end: int) -> Float[Tensor, "text ..."]:
         chunk = self._tokens.part(start, end)
         return engine(chunk.ids, chunk.mask)
 
 
-def _cut(lengths: list[int], chunk_tokens: int | None) -> Iterator[tuple[int, int]]:
+def _cut(lengths: list[int], chunk_tokens: int) -> Iterator[tuple[int, int]]:
     """Bounds of consecutive chunks of ascending lengths, each at most `chunk_tokens` when padded, or one text."""
     start = 0
     for end in range(1, len(lengths) + 1):
         is_last = end == len(lengths)
-        if is_last or (chunk_tokens is not None and lengths[end] * (end + 1 - start) > chunk_tokens):
+        if is_last or lengths[end] * (end + 1 - start) > chunk_tokens:
             yield start, end
             start = end
 
