@@ -59,6 +59,11 @@ class Steps:
             raise ConfigError("this config has no `train` section")
         return self.config.train
 
+    def base(self, method: Component) -> Path:
+        """The index by the checkpoint that training starts from: the one that the config names, or a new one."""
+        named = self.config.mine.base_index
+        return Path(named) if named is not None else self.index(method, "base")
+
     def index(self, method: Component, folder: str) -> Path:
         """Embeds the corpus with `method` and indexes it; the index artifact's path."""
         out = self.config.out / folder

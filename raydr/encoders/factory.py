@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from raydr.config import Component
 from raydr.errors import ConfigError
@@ -28,3 +28,9 @@ class EncoderFactory:
         if not hasattr(method, "encoder"):
             raise ConfigError(f"method {self.method.import_path}: {type(method).__name__} is not a raydr Method")
         return method.encoder()
+
+
+def build_ranker(component: Component) -> Any:
+    """What a config names to rank with: a reranker, or that of a method, which knows how its trained ranker is used."""
+    named: Any = component.build()
+    return named.build_reranker() if hasattr(named, "build_reranker") else named

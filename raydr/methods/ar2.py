@@ -177,7 +177,7 @@ class Ar2(DualEncoderMethod):
         goes on where it was, and ends with the same two models.
         """
         retriever, ranker = self.component, self._ranker()
-        index = steps.index(retriever, "base")
+        index = steps.base(retriever)
         examples, dev = steps.mine(retriever, index, "examples"), steps.dev(retriever, index)
         scorer = steps.train(ranker, self._warmup_plan(steps), examples, "ranker-warmup", dev=dev)  # D0
         ranker = self._ranker(model=scorer)
@@ -220,10 +220,14 @@ class Ar2(DualEncoderMethod):
             seed=seed,
         )
 
+    @property
+    def ranker(self) -> Component | None:
+        """The trained ranker; None before training."""
+        trained = self.config.trained_ranker
+        return self._ranker(model=trained) if trained is not None else None
+
     def build_reranker(self) -> Reranker | None:
-        if self.config.trained_ranker is None:
-            return None
-        return build_method(self._ranker(model=self.config.trained_ranker)).build_reranker()
+        return build_method(self.ranker).build_reranker() if self.ranker is not None else None
 
     def _ranker(self, model: Artifact | str | None = None) -> Component:
         """The ranker as a method, starting from `model` (None: from what the config names)."""

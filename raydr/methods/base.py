@@ -83,7 +83,7 @@ class Method(ABC):
         dev split) the dev queries, and the model is trained on them once. A method that trains in rounds writes its
         own.
         """
-        index = steps.index(self.component, "base")
+        index = steps.base(self.component)
         examples, dev = steps.mine(self.component, index, "examples"), steps.dev(self.component, index)
         model = steps.train(self.component, steps.train_config, examples, "train", dev=dev)
         return self.trained(str((model.path / MODEL).resolve()))

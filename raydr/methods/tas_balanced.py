@@ -308,7 +308,7 @@ class TasBalanced(DualEncoderMethod):
         """Both teachers, the scores, the clusters, and the student; what the config names is not made."""
         config, made = self.config, {}
         baseline = config.baseline or Component(import_path=ZERO_SHOT, args={"model": config.model})
-        index = steps.index(baseline, "base")
+        index = steps.base(baseline)
         examples, dev = steps.mine(baseline, index, "examples"), steps.dev(baseline, index)
         if config.pairs is None:
             teacher = self._cross_encoder(steps, examples, dev)

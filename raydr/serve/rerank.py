@@ -1,6 +1,7 @@
 """The Reranker deployment: any `raydr.protocols.Reranker`, named in the application's args, behind the rerank routes.
 
 args: {reranker: {import_path: "mypackage.rerankers:Lexical", args: {}}}
+args: {reranker: {import_path: "raydr.methods.cross_encoder:CrossEncoderRanker", args: {model: OUT/train/model}}}
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 
 from raydr.config import Component
+from raydr.encoders.factory import build_ranker
 from raydr.errors import ConfigError
 from raydr.protocols import Reranker as RerankerProtocol
 from raydr.types import Hit, Passage, Query
@@ -18,7 +20,7 @@ class Reranker:
     """One replica. The reranker runs in a thread, one request at a time."""
 
     def __init__(self, component: Component) -> None:
-        reranker = component.build()
+        reranker = build_ranker(component)
         if not isinstance(reranker, RerankerProtocol):
             raise ConfigError(f"reranker {component.import_path}: {type(reranker).__name__} has no method rerank")
         self._reranker: RerankerProtocol = reranker

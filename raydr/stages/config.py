@@ -87,6 +87,10 @@ class MineConfig(Config):
     """File of the training queries when it has an unusual name; null: `data.queries`, or the usual name."""
     qrels: str | None = None
     """File of their judgements, likewise; `split` is then not needed."""
+    max_queries: int | None = Field(default=None, ge=1)
+    """Train on a random sample of so many queries; null: on all."""
+    base_index: str | None = None
+    """An index of this corpus by the checkpoint that a training starts from; null: the training makes one."""
     sources: tuple[Source, ...] = ("model",)
     """Where candidates come from: `model`: dense search with the method's encoder; `bm25`: search by words; `random`:
     uniformly from the whole index. Several take turns, so each gives its share."""

@@ -43,7 +43,7 @@ from raydr.types import DOCUMENT_ID, PASSAGE_ID, TEXT, TITLE, Query
 _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
 """In the order of their turns, which is that of how hard their negatives are."""
 
-_ELSEWHERE = {"split", "dev_split", "queries", "qrels", "source_file", "source_format", "source_corpus"}
+_ELSEWHERE = {"split", "dev_split", "queries", "qrels", "source_file", "source_format", "source_corpus", "base_index"}
 """Settings that say nothing of how negatives are found: what they decide is in the fingerprint of the queries."""
 
 
@@ -113,6 +113,9 @@ def mine_negatives(
         return open_artifact(out, kind=KIND)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer, ExitStack() as stack:
         judged, num_without = _judged(queries, reader)
+        if config.max_queries is not None and config.max_queries < len(judged):
+            drawn = np.random.default_rng(config.seed).choice(len(judged), config.max_queries, replace=False)
+            judged = [judged[place] for place in np.sort(drawn)]
         miner = Miner(reader, config, build_encoder, search, use_ray=use_ray, stack=stack)
         start = time.perf_counter()
         with (

@@ -26,6 +26,7 @@ from jaxtyping import Float32
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.data.examples import ExampleSet
+from raydr.encoders.factory import build_ranker
 from raydr.errors import ArtifactError, ConfigError
 from raydr.progress import Progress
 
@@ -83,9 +84,7 @@ class _Scorer:
     """Scores blocks of queries; built where it runs."""
 
     def __init__(self, ranker: Component, path: Path) -> None:
-        scorer: Any = ranker.build()
-        if hasattr(scorer, "build_reranker"):  # a method, which knows how its trained ranker is used
-            scorer = scorer.build_reranker()
+        scorer = build_ranker(ranker)
         if not isinstance(scorer, PairScorer):
             raise ConfigError(f"{ranker.import_path}: {type(scorer).__name__} has no method score(pairs)")
         self._scorer, self._examples = scorer, ExampleSet.open(path)

@@ -1,10 +1,11 @@
 """demo: semantic search over the documentation of the Python packages installed here, from corpus to served page.
 
 Notable: every part is the real one: Ray Data embeds with a pretrained encoder, FAISS shards and BM25 are built as Ray
-tasks, the three ways of searching are measured side by side on held-out questions, and Ray Serve answers over HTTP. A
-second run reuses what is finished. Without a terminal the server is stopped after its sample answers.
+tasks, three ways of searching are measured side by side on held-out questions, AR2 trains a retriever and a ranker
+against each other on Ray Train for two short rounds and is measured beside them, and Ray Serve answers over HTTP with
+both. A second run reuses what is finished. Without a terminal the server is stopped after its sample answers.
 
-    raydr demo                 raydr demo size=all                 raydr demo --no-serve
+    raydr demo                 raydr demo size=all                 raydr demo train=false --no-serve
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from raydr import runtime
-from raydr.config import Config
+from raydr.config import Component, Config
 from raydr.data.api_docs import build_api_docs
 from raydr.data.config import DataConfig
+from raydr.encoders.text import available_cpus
 from raydr.index.config import IndexConfig
-from raydr.stages.config import EmbedConfig, SearchConfig
+from raydr.stages.config import EmbedConfig, MineConfig, SearchConfig
+from raydr.train.config import TrainConfig
 from raydr.verbs.config import RunConfig
 from raydr.verbs.embed import embed
 from raydr.verbs.evaluate import evaluate
 from raydr.verbs.index import index
 from raydr.verbs.query import print_hits
 from raydr.verbs.search import search
-from raydr.verbs.serve import ask, check_port, prefer_few_hops, serving, wait_for_interrupt
+from raydr.verbs.serve import ask, check_port, prefer_few_hops, rerank, serving, wait_for_interrupt
+from raydr.verbs.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +41,9 @@ SAMPLE_QUERIES = (
     "gradually lower the learning rate during training",
     "retry a task when its worker dies",
 )
+AR2 = "raydr.methods.ar2:Ar2"
+RANKER = "raydr.methods.cross_encoder:CrossEncoderRanker"
+LAST_ROUND = "round-02"
 
 
 class DemoConfig(Config):
@@ -44,8 +51,10 @@ class DemoConfig(Config):
 
     out: Path = Path("runs/demo")
     """Folder of the artifacts."""
-    size: int | Literal["all"] = 8000
+    size: int | Literal["all"] = 3000
     """Number of passages, or `all` documentation found in the environment."""
+    train: bool = True
+    """Whether a retriever and a ranker are trained; without, the pretrained encoder is served."""
     port: int = 8000
     """Port of the search page on 127.0.0.1."""
     serve: bool = True
@@ -55,10 +64,11 @@ class DemoConfig(Config):
 def demo(config: DemoConfig) -> None:
     """Runs the whole demo; returns when the server is interrupted, or at once after its answers without a terminal."""
     started = time.monotonic()
+    steps = _Steps(total=5 + 2 * config.train + config.serve)
     if config.serve:
         check_port("127.0.0.1", config.port)  # now, not after minutes of work
         prefer_few_hops()
-    with _step(1, "Collecting the documentation of the packages installed in this environment"):
+    with steps("Collecting the documentation of the packages installed in this environment"):
         build_api_docs(config.out / "docs", size=config.size)
     run = RunConfig(
         out=config.out,
@@ -69,24 +79,38 @@ def demo(config: DemoConfig) -> None:
         search=SearchConfig(k=100),
     )
     dashboard = runtime.connect(dashboard=True)
-    with _step(2, "Embedding it with all-MiniLM-L6-v2 on Ray Data"):
+    with steps("Embedding it with all-MiniLM-L6-v2 on Ray Data"):
         embed(run)
-    with _step(3, "Building two FAISS shards and a BM25 index"):
+    with steps("Building two FAISS shards and a BM25 index"):
         index(run)
-    with _step(4, "Searching with the held-out questions: BM25, dense, hybrid"):
+    with steps("Searching with the held-out questions: BM25, dense, hybrid"):
         runs = {mode: search(_with_mode(run, mode), name=f"search_{mode}") for mode in ("bm25", "dense", "hybrid")}
-    with _step(5, "Evaluating them side by side"):
+    with steps("Evaluating them side by side"):
         baselines = {"BM25": runs["bm25"], "dense": runs["dense"]}
         evaluation = evaluate(run, name="search_hybrid", label="hybrid", baselines=baselines)
-    print("\n" + (evaluation.path / "summary.txt").read_text())
+    print("\n" + (evaluation.path / "summary.txt").read_text(), flush=True)
+    served, reranker = config.out / "index", None
+    if config.train:
+        with steps("Training retriever and ranker against each other (AR2): two short rounds on Ray Train"):
+            method = _train(run)
+        served, reranker = config.out / LAST_ROUND / "index", method.build().ranker
+        with steps("Evaluating what was trained beside the others"):
+            trained = run.model_copy(update={"method": method})
+            after = search(trained, name="search_trained", index=served)
+            reranked = run.search.model_copy(update={"rerank": 10})
+            search(trained.model_copy(update={"search": reranked}), name="search_reranked", index=served)
+            baselines = {"dense": runs["dense"], "BM25": runs["bm25"], "AR2": after}
+            evaluation = evaluate(run, name="search_reranked", label="AR2 + ranker", baselines=baselines)
+        print("\n" + (evaluation.path / "summary.txt").read_text())
     print(f"Plot: {evaluation.path / 'report.png'}   Report: {evaluation.path / 'report.html'}\n")
     if not config.serve:
         return
-    with ExitStack() as served:
-        with _step(6, "Deploying the encoder, the shards and the search page on Ray Serve"):
-            address = served.enter_context(serving(config.out / "index", host="127.0.0.1", port=config.port))
+    with ExitStack() as stack:
+        with steps("Deploying the encoder, the shards and the search page on Ray Serve"):
+            address = stack.enter_context(serving(served, host="127.0.0.1", port=config.port, reranker=reranker))
         for query in SAMPLE_QUERIES:
-            print_hits(ask(address, query, k=3), query=query)
+            hits = ask(address, query, k=3)
+            print_hits(rerank(address, query, hits) if reranker is not None else hits, query=query)
         print(f"Done in {time.monotonic() - started:.0f} s.")
         print(f"Search page:    {address}")
         print(f"Ray dashboard:  {dashboard}   (asks for a token: ray get-auth-token)\n")
@@ -94,16 +118,53 @@ def demo(config: DemoConfig) -> None:
             print("Serving until Ctrl-C.", flush=True)
             wait_for_interrupt()
         else:
-            print("No terminal: shutting down. `raydr serve` serves this index again.")
+            print(f"No terminal: shutting down. `raydr serve {served}` serves this index again.")
+
+
+def _train(run: RunConfig) -> Component:
+    """AR2, as short as it can be and still be AR2: the trained method."""
+    ranker = Component(import_path=RANKER, args={"max_pair_tokens": 128})
+    args = {
+        "normalize": True,  # as MiniLM was trained
+        "score_scale": 20.0,
+        "num_negatives": 3,
+        "max_query_tokens": 32,
+        "max_passage_tokens": 128,
+        "rounds": 2,
+        "retriever_steps": 12,
+        "ranker_steps": 6,
+        "ranker_learning_rate": 2e-5,
+        "ranker_warmup_steps": 30,
+        "ranker_warmup_learning_rate": 5e-5,
+        "ranker": ranker,
+    }
+    config = run.model_copy(
+        update={
+            "method": Component(import_path=AR2, args=args),
+            "index": IndexConfig(factory="Flat", num_shards=2),
+            "mine": MineConfig(
+                base_index=str(run.out / "index"), max_queries=160, num_negatives=6, last_rank=50, fraction=0.95
+            ),
+            "train": TrainConfig(batch_size=8, learning_rate=3e-5, worker_cpus=available_cpus(), log_every=2),
+        }
+    )
+    return Component.model_validate(train(config).manifest.details["method"])
 
 
 def _with_mode(run: RunConfig, mode: Literal["dense", "bm25", "hybrid"]) -> RunConfig:
     return run.model_copy(update={"search": run.search.model_copy(update={"mode": mode})})
 
 
-@contextmanager
-def _step(number: int, title: str) -> Iterator[None]:
-    print(f"[{number}/6] {title}", file=sys.stderr, flush=True)
-    started = time.monotonic()
-    yield
-    print(f"      {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+class _Steps:
+    """Says which step of how many begins, and how long it took."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._number = total, 0
+
+    @contextmanager
+    def __call__(self, title: str) -> Iterator[None]:
+        self._number += 1
+        print(f"[{self._number}/{self._total}] {title}", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        yield
+        print(f"      {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)

@@ -5,6 +5,8 @@ python jobs/search.py jobs/configs/zero_shot.yaml data.path=DIR data.split=test 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from raydr import runtime
 from raydr.artifacts import Artifact
 from raydr.data.corpus import Corpus
@@ -15,8 +17,11 @@ from raydr.stages.search import search_corpus
 from raydr.verbs.config import RunConfig
 
 
-def search(config: RunConfig, *, name: str = "search") -> Artifact:
-    """The run of the split's queries in `out/<name>`. Raises `ArtifactError` when there is no index yet."""
+def search(config: RunConfig, *, name: str = "search", index: Path | None = None) -> Artifact:
+    """The run of the split's queries in `out/<name>`, found in `index` (None: `out/index`).
+
+    Raises `ArtifactError` when there is no index yet.
+    """
     corpus = Corpus.open(config.out / "corpus")
     use_ray = runtime.uses_ray(config.runtime, num_passages=corpus.num_passages)
     if use_ray:
@@ -27,7 +32,7 @@ def search(config: RunConfig, *, name: str = "search") -> Artifact:
         raise ConfigError(f"search.rerank: {type(method).__name__} has no reranker; set it to 0")
     build_encoder = EncoderFactory(config.method)
     return search_corpus(
-        config.out / "index",
+        index or config.out / "index",
         corpus.queries(),
         build_encoder,
         config.search,

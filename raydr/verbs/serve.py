@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raydr import runtime
+from raydr.config import Component
 from raydr.errors import ConfigError, RaydrError
 from raydr.serve.config import LOCAL_HOSTS, AppArgs
 
@@ -28,8 +29,11 @@ APPLICATION = "raydr"
 
 
 @contextmanager
-def serving(index: Path, *, host: str, port: int) -> Iterator[str]:
-    """Serves `index` inside the `with` block; gives the address. Raises `ConfigError` when the port is taken."""
+def serving(index: Path, *, host: str, port: int, reranker: Component | None = None) -> Iterator[str]:
+    """Serves `index` (and `reranker` behind the rerank routes) inside the `with` block; gives the address.
+
+    Raises `ConfigError` when the port is taken.
+    """
     check_port(host, port)
     prefer_few_hops()
     runtime.connect(dashboard=True)
@@ -42,7 +46,8 @@ def serving(index: Path, *, host: str, port: int) -> Iterator[str]:
     # Whoever binds another address than this machine's own wants to be called by whatever name it has.
     allowed_hosts = [] if host in LOCAL_HOSTS else ["*"]
     try:
-        application = build_app(AppArgs(index=index.resolve(), colocate=True, allowed_hosts=allowed_hosts))
+        args = AppArgs(index=index.resolve(), colocate=True, allowed_hosts=allowed_hosts, reranker=reranker)
+        application = build_app(args)
         serve.run(application, name=APPLICATION, route_prefix="/")
         yield f"http://{host}:{port}"
     finally:
@@ -94,12 +99,25 @@ def ask(
     address: str, query: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"] = "dense"
 ) -> list[dict[str, Any]]:
     """The hits of one query over HTTP, as `POST /v1/search` returns them. Raises `RaydrError` on any other answer."""
+    return _post(address, "/v1/search", {"query": query, "k": k, "mode": mode})["hits"]
+
+
+def rerank(address: str, query: str, hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`hits` in the order and with the scores that `POST /v1/rerank` gives them. Raises `RaydrError` on any other
+    answer.
+    """
+    documents = [f"{hit['title']} {hit['text']}".strip() for hit in hits]
+    answer = _post(address, "/v1/rerank", {"query": query, "documents": documents})
+    return [{**hits[found["index"]], "score": found["relevance_score"]} for found in answer["results"]]
+
+
+def _post(address: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
     import httpx
 
-    response = httpx.post(f"{address}/v1/search", json={"query": query, "k": k, "mode": mode}, timeout=60)
+    response = httpx.post(f"{address}{route}", json=body, timeout=60)
     if response.status_code != 200:
-        raise RaydrError(f"{address}/v1/search answered {response.status_code}: {response.text[:500]}")
-    return response.json()["hits"]
+        raise RaydrError(f"{address}{route} answered {response.status_code}: {response.text[:500]}")
+    return response.json()
 
 
 def _free_port() -> int:

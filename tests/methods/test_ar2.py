@@ -166,6 +166,9 @@ class Recording:
         self.calls.append(("index", folder, method.args.get("model")))
         return self._out / folder
 
+    def base(self, method):
+        return self.index(method, "base")
+
     def mine(self, method, index, folder):
         self.calls.append(("mine", folder, str(index)))
         return folder

@@ -7,10 +7,12 @@ import pytest
 from tiny_serving import ANIMALS, check_error, with_details
 
 from raydr.config import Component
+from raydr.encoders.cross_encoder import CrossEncoderReranker, PairConfig, load_cross_encoder, save_cross_encoder
 from raydr.encoders.factory import EncoderFactory
 from raydr.index.reader import IndexReader
 from raydr.serve.errors import ApiError
 from raydr.types import Passage, Query
+from tests.train.tiny import tiny_checkpoint
 
 JSON = {"Content-Type": "application/json"}
 
@@ -196,6 +198,29 @@ def test_without_a_reranker_the_routes_say_so_after_checking_the_request(client)
         check_error(client.post(path, json={"documents": ["a"]}), 422, "missing_field", "query")
     check_error(client.post("/rerank", json={"query": "q", "texts": ["a"]}), 501, "reranker_not_configured")
     check_error(client.post("/rerank", json={"query": "q"}), 422, "missing_field", "texts")
+
+
+@pytest.mark.parametrize(
+    "name", ["encoders.cross_encoder:CrossEncoderReranker", "methods.cross_encoder:CrossEncoderRanker"]
+)
+def test_a_trained_cross_encoder_answers_with_its_own_scores(serve_in_process, tmp_path, name):
+    plain, model = str(tiny_checkpoint(tmp_path / "plain")), str(tmp_path / "ranker")
+    (tmp_path / "ranker").mkdir()
+    save_cross_encoder(load_cross_encoder(PairConfig(model=plain)), plain, tmp_path / "ranker")
+    client = serve_in_process(
+        reranker=Component(import_path=f"raydr.{name}", args={"model": model, "max_pair_tokens": 64})
+    )
+    documents = ["a cat purrs", "a piano", "dogs bark at cats in the night", "a cat purrs"]
+    body = {"query": "which animal purrs", "documents": documents}
+    answer = client.post("/v1/rerank", json=body).json()
+    ranker = CrossEncoderReranker(CrossEncoderReranker.Config(model=model, max_pair_tokens=64))
+    query = Query("q", body["query"])
+    expected = ranker.score([(query, Passage("p", text)) for text in documents])
+    found = {result["index"]: result["relevance_score"] for result in answer["results"]}
+    assert found == pytest.approx(dict(enumerate(expected.tolist())), abs=1e-4)
+    order = [result["index"] for result in answer["results"]]
+    assert order.index(0) < order.index(3)  # equal ones in the order of the request
+    assert [found[place] for place in order] == sorted(found.values(), reverse=True)
 
 
 def test_with_a_reranker_documents_come_best_first(serve_in_process):
