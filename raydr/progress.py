@@ -52,7 +52,7 @@ class Progress:
     def _line(self, seconds: float) -> str:
         rate = (self._done - self._initial) / seconds
         left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
-        return f"{self._name}: {self._done:,} of {self._total:,} ({rate:,.0f} {self._unit}/s{left})"
+        return f"{self._name}: {self._done:,} of {self._total:,} ({_readable(rate)} {self._unit}/s{left})"
 
 
 @contextmanager
@@ -73,3 +73,7 @@ def followed(name: str, done: Callable[[], int], *, total: int, unit: str) -> It
             ended.set()
             thread.join()
             progress.update_to(done())
+
+
+def _readable(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

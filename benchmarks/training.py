@@ -1,0 +1,201 @@
+"""W9: training steps beside sentence-transformers' trainer, scaling over workers, and the memory of a batch.
+
+    python benchmarks/training.py throughput --rounds 5 --out results/training
+    python benchmarks/training.py workers --rounds 3
+    python benchmarks/training.py memory
+
+Contenders train the same checkpoint (dropout set to zero, so that equal batches give equal losses) on the same batches
+of `squad` (`RAYDR_DATA`): 16 queries, each with a positive and three negatives, in the same order, with the same loss
+(InfoNCE at temperature 0.05, all passages of the batch as negatives), AdamW and learning rate, in float32 on all cores.
+The losses of the first step must agree to 1e-3 before a speed counts. A step's time is the median after the first
+three; memory is the proportional set size of the contender's processes, Ray's included, at its highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))
+from interleaved import markdown, spread, write
+
+from raydr.artifacts import write_artifact
+from raydr.data.config import DataConfig
+from raydr.data.examples import KIND, Example, write_examples
+from raydr.data.ingest import ingest, ingest_queries
+from raydr.encoders.checkpoint import locate
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("RAYDR_DATA", HERE.parent.parent / "shared" / "data"))
+GROUP = 4
+BATCH = 16
+STEPS = 9
+WARM = 3
+
+
+def prepare(folder: Path, batch: int) -> None:
+    """The examples, as a raydr artifact and as rows of text, and the checkpoint without dropout."""
+    corpus = ingest(DataConfig(path=str(DATA / "squad"), split="test"), folder / "corpus")
+    queries = ingest_queries(DataConfig(path=str(DATA / "squad"), split="train"), corpus, folder / "queries")
+    passages = {passage.passage_id: passage for passage in corpus.passages()}
+    ids, qrels = list(passages), queries.qrels()
+    examples = []
+    for place, query in enumerate(queries.queries()):
+        positive = next(iter(qrels[query.query_id]))
+        # Passages far apart in the file: other articles, so never another copy of the positive.
+        others = [ids[(ids.index(positive) + 97 * step) % len(ids)] for step in range(1, GROUP)]
+        examples.append(Example(query, [positive], others))
+        if place + 1 == batch * STEPS:
+            break
+    with write_artifact(folder / "examples", kind=KIND, config={"batch": batch}) as writer:
+        used = {id_ for example in examples for id_ in (*example.positives, *example.negatives)}
+        write_examples(writer.path, examples, {id_: passages[id_] for id_ in used})
+    rows = [
+        [example.query.text, *(passages[id_].text for id_ in (*example.positives, *example.negatives))]
+        for example in examples
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    shutil.copytree(locate("minilm"), folder / "model", dirs_exist_ok=True)
+    config = json.loads((folder / "model/config.json").read_text())
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "model/config.json").write_text(json.dumps({**config, **still}), encoding="utf-8")
+
+
+def run(script: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """One contender in processes of its own: its losses, the seconds of its steps, and its highest memory."""
+    peak = [0]
+    with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
+        command = [sys.executable, str(HERE / "peers" / script), str(folder), scratch, json.dumps(settings)]
+        with (Path(scratch) / "log").open("w+") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            watcher = threading.Thread(target=_watch, args=(process, peak), daemon=True)
+            watcher.start()
+            output, _ = process.communicate()
+            if process.returncode:
+                log.seek(0)
+                raise SystemExit(f"{script} {settings} failed:\n{log.read()[-3000:]}")
+    found = json.loads(output.splitlines()[-1])
+    seconds = found["seconds"][WARM:]
+    return {"loss": found["losses"][0], "step_s": statistics.median(seconds), "peak_mib": peak[0] / 2**20}
+
+
+def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
+    while process.poll() is None:
+        try:
+            root = psutil.Process(process.pid)
+            parts = [root, *root.children(recursive=True)]
+            peak[0] = max(peak[0], sum(_share(part) for part in parts))
+        except psutil.Error:
+            pass
+        time.sleep(0.5)
+
+
+def _share(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.Error:
+        return 0
+
+
+def compare(title: str, contenders: dict[str, tuple[str, dict[str, Any]]], options: argparse.Namespace) -> None:
+    batch = options.batch
+    with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
+        folder = Path(scratch)
+        prepare(folder, batch)
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+        names = list(contenders)
+        for number in range(options.rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                script, settings = contenders[name]
+                found[name].append(run(script, folder, {"batch": batch, "steps": STEPS, **settings}))
+                print(name, found[name][-1], flush=True, file=sys.stderr)
+    first = {name: runs[0]["loss"] for name, runs in found.items()}
+    reference = next(iter(first.values()))
+    if wrong := {name: loss for name, loss in first.items() if abs(loss - reference) > 1e-3}:
+        raise SystemExit(f"losses of the first step differ: {wrong}, expected {reference}")
+    base = statistics.median(r["step_s"] for r in found[options.reference or names[-1]])
+    rows = []
+    for name, runs in found.items():
+        rates = [batch / r["step_s"] for r in runs]
+        peak = max(r["peak_mib"] for r in runs)
+        ratio = base / statistics.median(r["step_s"] for r in runs)
+        rows.append([name, spread(rates), f"{ratio:.2f}", f"{peak:.0f}", f"{first[name]:.4f}"])
+    columns = ["contender", "examples/s, median (range)", "speed / reference", "peak MiB", "first loss"]
+    write(options.out, title, markdown(columns, rows), found)
+
+
+def throughput(options: argparse.Namespace) -> None:
+    contenders = {
+        "raydr": ("raydr_training.py", {}),
+        "raydr, cached in chunks of 1024 tokens": ("raydr_training.py", {"chunk_tokens": 1024}),
+        "ST, cached in chunks of 16 texts": ("st_training.py", {"mini_batch": 16}),
+        "ST": ("st_training.py", {}),
+    }
+    compare(f"W9: training, {options.batch} queries x {GROUP} passages", contenders, options)
+
+
+def workers(options: argparse.Namespace) -> None:
+    """The same batch by one worker of one core, two of them, and one worker of two cores."""
+    contenders = {
+        "2 workers x 1 core": ("raydr_training.py", {"num_workers": 2, "worker_cpus": 1}),
+        "1 worker x 2 cores": ("raydr_training.py", {"num_workers": 1, "worker_cpus": 2}),
+        "1 worker x 1 core": ("raydr_training.py", {"num_workers": 1, "worker_cpus": 1}),
+    }
+    compare("W9: workers", contenders, options)
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Highest memory of the training worker against the batch, with and without caching; and by ZeRO stage."""
+    rows, found = [], []
+    for batch in (16, 64, 128):
+        for chunk in (None, 2048):
+            if chunk is None and batch > 64:
+                continue  # more than this machine has
+            with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
+                prepare(Path(scratch), batch)
+                settings = {"batch": batch, "steps": 4, "chunk_tokens": chunk}
+                found.append(
+                    {"batch": batch, "chunk_tokens": chunk, **run("raydr_training.py", Path(scratch), settings)}
+                )
+            rows.append(
+                [str(batch), str(chunk or "none"), f"{found[-1]['peak_mib']:.0f}", f"{found[-1]['step_s']:.1f}"]
+            )
+            print(rows[-1], flush=True, file=sys.stderr)
+    tables = markdown(["queries", "chunk_tokens", "peak MiB", "s per step"], rows) + "\n"
+    rows = []
+    for stage in (0, 1, 2, 3):
+        with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
+            prepare(Path(scratch), 8)
+            settings = {"batch": 8, "steps": 5, "num_workers": 2, "worker_cpus": 1, "zero_stage": stage}
+            found.append({"zero_stage": stage, **run("raydr_training.py", Path(scratch), settings)})
+        rows.append([str(stage), f"{found[-1]['peak_mib']:.0f}", f"{found[-1]['step_s']:.2f}"])
+        print(rows[-1], flush=True, file=sys.stderr)
+    tables += markdown(["ZeRO stage, 2 workers, 8 queries", "peak MiB", "s per step"], rows)
+    write(options.out, "W9: memory of training", tables, found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workload", choices=["throughput", "workers", "memory"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--reference", help="contender that the speeds are divided by (default: the last)")
+    parser.add_argument("--out", type=Path, default=Path("results/training"))
+    options = parser.parse_args()
+    {"throughput": throughput, "workers": workers, "memory": memory}[options.workload](options)
+
+
+if __name__ == "__main__":
+    main()
