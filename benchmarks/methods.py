@@ -3,8 +3,8 @@
     python benchmarks/methods.py --data ../shared/data --collections squad --seeds 0 1 2 --out runs/methods
 
 Every cell is one `raydr reproduce` of jobs/configs/<method>_small.yaml in a folder of its own, so a grid that was
-stopped goes on. For AR2 the warm-up ranker and the last one also reorder the retriever's first hits (`--rerank`), which is
-how the two rankers are compared. The table gives mean and standard deviation over the seeds.
+stopped goes on. For AR2 the warm-up ranker and the last one also reorder the retriever's first hits (`--rerank`), which
+compares the two rankers. The table gives mean and standard deviation over the seeds.
 """
 
 from __future__ import annotations

@@ -166,12 +166,9 @@ def memory(options: argparse.Namespace) -> None:
             with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
                 prepare(Path(scratch), batch)
                 settings = {"batch": batch, "steps": 4, "chunk_tokens": chunk}
-                found.append(
-                    {"batch": batch, "chunk_tokens": chunk, **run("raydr_training.py", Path(scratch), settings)}
-                )
-            rows.append(
-                [str(batch), str(chunk or "none"), f"{found[-1]['peak_mib']:.0f}", f"{found[-1]['step_s']:.1f}"]
-            )
+                measured = run("raydr_training.py", Path(scratch), settings)
+            found.append({"batch": batch, "chunk_tokens": chunk, **measured})
+            rows.append([str(batch), str(chunk or "none"), f"{measured['peak_mib']:.0f}", f"{measured['step_s']:.1f}"])
             print(rows[-1], flush=True, file=sys.stderr)
     tables = markdown(["queries", "chunk_tokens", "peak MiB", "s per step"], rows) + "\n"
     rows = []
