@@ -30,6 +30,7 @@ CASES = [
     for chunk_tokens in (None, 40)
     for accumulation in (1, 2)
 ]
+VARIANTS = {"checkpointed": {"activation_checkpointing": True}, "decayed": {"layer_decay": 0.5}}
 TAUGHT = [(stage, chunk_tokens) for stage in (0, 2, 3) for chunk_tokens in (None, 40)]
 """With an in-batch teacher, which judges every worker's passages for the queries of all."""
 
@@ -38,8 +39,10 @@ def main(out: Path) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     losses = {}
-    cases = [(*case, False) for case in CASES] + [(stage, chunk, 1, True) for stage, chunk in TAUGHT]
-    for stage, chunk_tokens, accumulation, is_taught in cases:
+    cases = [(*case, "") for case in CASES] + [(stage, chunk, 1, "taught") for stage, chunk in TAUGHT]
+    cases += [(2, 40, 1, variant) for variant in VARIANTS]
+    for stage, chunk_tokens, accumulation, variant in cases:
+        is_taught = variant == "taught"
         config = TrainConfig(
             num_workers=world_size,
             batch_size=8,
@@ -50,6 +53,7 @@ def main(out: Path) -> None:
             clip_norm=0.0,
             accumulation_steps=accumulation,
             chunk_tokens=chunk_tokens,
+            **VARIANTS.get(variant, {}),
         )
         engine = Engine(tiny_network(), config, is_gpu=False)
         objective = InBatchContrastive(temperature=0.05, symmetric=True)
@@ -63,7 +67,7 @@ def main(out: Path) -> None:
             output = grad_cache.backward(engine, objective, own, chunk_tokens=chunk_tokens, weight=1 / accumulation)
             found.append(float(output.loss))
         engine.step(1.0)
-        name = f"stage{stage}-chunk{chunk_tokens}-" + ("taught" if is_taught else f"accumulation{accumulation}")
+        name = f"stage{stage}-chunk{chunk_tokens}-" + (variant or f"accumulation{accumulation}")
         losses[name] = found
         weights = engine.weights()
         assert (weights is None) == (rank > 0)

@@ -65,6 +65,23 @@ def test_the_in_batch_teacher_sees_the_joined_batch(request, workers, stage, chu
     compare(request, workers, f"stage{stage}-chunk{chunk_tokens}-taught", "stage0-chunkNone-taught")
 
 
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_activations_that_are_computed_again_change_nothing(request, workers):
+    compare(request, workers, "stage2-chunk40-checkpointed", "stage0-chunkNone-accumulation1")
+
+
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_lower_layers_learn_more_slowly(request, workers):
+    """Two layers and a decay of one half: the top one moves as it does without, the embeddings a quarter as far."""
+    folder, _ = request.getfixturevalue(workers)
+    start = tiny_network().state_dict()
+    found, plain = (load_file(folder / f"stage2-chunk40-{name}.safetensors") for name in ("decayed", "accumulation1"))
+    factors = {"layer.1.": 1.0, "layer.0.": 0.5, "embeddings.": 0.25}
+    for name, value in start.items():
+        factor = next(factor for part, factor in factors.items() if part in name)
+        torch.testing.assert_close(found[name] - value, factor * (plain[name] - value), atol=1e-5, rtol=0, msg=name)
+
+
 def compare(request, workers, name, reference):
     """Losses and weights against those of one worker, ZeRO 0, no caching."""
     folder, losses = request.getfixturevalue(workers)
