@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--collections", nargs="+", default=["squad"])
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rerank", type=int, default=10, help="hits that AR2's rankers reorder; 0: leave it out")
+    parser.add_argument("--rerank", type=int, default=5, help="hits that AR2's rankers reorder; 0: leave it out")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="settings for all trained methods")
     options = parser.parse_args()

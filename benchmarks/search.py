@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python benchmarks/search.py exact --num 100000 --rounds 7
     OMP_NUM_THREADS=2 python benchmarks/search.py ann --num 100000 --rounds 5
 
-Contenders (usearch and hnswlib are no dependency of raydr: `pip install usearch hnswlib`): raydr reading an index from
+Contenders (usearch, hnswlib and qdrant-client are no dependency of raydr): raydr reading an index from
 disk (one shard, and four), plain FAISS, sentence-transformers' `semantic_search`, usearch, hnswlib. Outputs are
 compared before a speed counts: exact search must agree on every score to 1e-5, approximate search is timed at the
 least effort that reaches the recall on other queries. Embeddings are drawn near a 32-dimensional surface, so that
@@ -13,6 +13,7 @@ neighbourhoods exist as they do in text.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
 import statistics
@@ -235,6 +236,20 @@ class Approximate:
 
         return search, folder / "usearch.bin"
 
+    def _qdrant(self, points: np.ndarray, folder: Path, _: str) -> tuple[Any, Path]:
+        """Its local mode, which compares with every point whatever the effort."""
+        from qdrant_client import QdrantClient, models
+
+        client = QdrantClient(path=str(folder / "qdrant"))
+        client.create_collection("c", vectors_config=models.VectorParams(size=DIM, distance=models.Distance.DOT))
+        client.upload_collection("c", vectors=points, ids=range(len(points)))
+
+        def search(queries: np.ndarray, effort: int) -> np.ndarray:
+            answers = [client.query_points("c", query=query, limit=ANN_K).points for query in queries]
+            return np.array([[point.id for point in answer] for answer in answers])
+
+        return search, next((folder / "qdrant").rglob("*.sqlite"))
+
     def least_effort(self, queries: np.ndarray, truth: np.ndarray, recall: float) -> int | None:
         """The least effort of `EFFORTS` that reaches `recall`; None when none does."""
         return next((e for e in EFFORTS if recall_at(self.search(queries, e), truth) >= recall), None)
@@ -257,6 +272,7 @@ def ann(arguments: argparse.Namespace, folder: Path) -> None:
     names = [
         *("raydr HNSW32", "faiss HNSW32", "hnswlib", "usearch"),
         *(f"raydr IVF{lists},Flat", f"faiss IVF{lists},Flat", f"raydr IVF{lists},SQ8,RFlat", "raydr SQ8,RFlat"),
+        *(["qdrant local"] if importlib.util.find_spec("qdrant_client") else []),
     ]
     built = [Approximate(name, points, folder) for name in names]
     rows_out, results = [], {}

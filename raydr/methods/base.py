@@ -43,6 +43,8 @@ class Method(ABC):
 
     config: Any
     """An instance of this class's own `Config`; a subclass may declare it so."""
+    is_measured_on_dev: ClassVar[bool] = True
+    """Whether training can rank the dev examples with the network: one embedding per text, or one score per pair."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -172,6 +174,45 @@ class DualEncoderMethod(Method):
 
     def build_tokenizer(self) -> GroupTokenizer:
         return BatchTokenizer(self.encoder_config)
+
+    def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
+        return RandomBatches(
+            examples,
+            batch_size=batch_size,
+            num_negatives=self.config.num_negatives,
+            depth=self.config.negative_depth,
+            seed=seed,
+        )
+
+
+class RankerConfig(Config):
+    """What the training of any ranker needs beside its network."""
+
+    num_negatives: int = Field(default=15, ge=1)
+    """Negatives in a group (AR2, table 8)."""
+    negative_depth: int | None = Field(default=None, ge=1)
+    """Negatives are drawn from so many of the hardest candidates; null: from all."""
+    retriever: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
+    """Whose hits it learns to reorder, and reorders."""
+
+
+class RankerMethod(Method):
+    """A method that trains a reranker of another method's hits; it encodes with that one's encoder."""
+
+    config: Any
+    """An instance of this class's own `Config`, which is a `RankerConfig`."""
+
+    def fit(self, steps: Steps) -> Component:
+        """Trained once, on what the retriever finds."""
+        index = steps.base(self.config.retriever)
+        examples = steps.mine(self.config.retriever, index, "examples")
+        dev = steps.dev(self.config.retriever, index)
+        model = steps.train(self.component, steps.train_config, examples, "train", dev=dev)
+        return self.trained(str((model.path / MODEL).resolve()))
+
+    def build_encoder(self) -> Encoder:
+        """The retriever's."""
+        return build_method(self.config.retriever).encoder()
 
     def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
         return RandomBatches(

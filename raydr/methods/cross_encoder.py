@@ -21,17 +21,12 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from raydr.config import Component
 from raydr.encoders.cross_encoder import CrossEncoderReranker, PairConfig, PairEncoding, load_cross_encoder
 from raydr.errors import ConfigError
 from raydr.losses import listwise, pointwise
-from raydr.methods.base import Method, build_method
+from raydr.methods.base import RankerConfig, RankerMethod
 from raydr.train.grad_cache import outputs
 from raydr.train.objective import LossOutput, TrainBatch
-from raydr.train.sampling import BatchSampler, RandomBatches
-from raydr.train.trainer import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +34,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from raydr.data.examples import ExampleSet
-    from raydr.protocols import Encoder, Reranker
-    from raydr.steps import Steps
+    from raydr.protocols import Reranker
     from raydr.train.batches import GroupTokenizer
     from raydr.types import Passage, Query
 
@@ -83,36 +76,18 @@ class Ranking:
         return LossOutput(self._loss(scores, positives), {"accuracy": accuracy.detach()})
 
 
-class CrossEncoderRanker(Method):
+class CrossEncoderRanker(RankerMethod):
     """Trains the ranker; what it leaves is served as a `CrossEncoderReranker`."""
 
-    class Config(PairConfig):
+    class Config(RankerConfig, PairConfig):
         loss: Literal["listwise", "pointwise"] = "listwise"
         """Softmax over the group, or every pair on its own."""
-        num_negatives: int = Field(default=15, ge=1)
-        """Negatives in a group (AR2, table 8)."""
-        negative_depth: int | None = Field(default=None, ge=1)
-        """Negatives are drawn from so many of the hardest candidates; null: from all."""
-        retriever: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
-        """Whose hits it learns to reorder, and reorders."""
 
     config: Config
-
-    def fit(self, steps: Steps) -> Component:
-        """Trained once, on what the retriever finds."""
-        index = steps.base(self.config.retriever)
-        examples = steps.mine(self.config.retriever, index, "examples")
-        dev = steps.dev(self.config.retriever, index)
-        model = steps.train(self.component, steps.train_config, examples, "train", dev=dev)
-        return self.trained(str((model.path / MODEL).resolve()))
 
     @property
     def pair_config(self) -> PairConfig:
         return PairConfig(**{name: getattr(self.config, name) for name in PairConfig.model_fields})
-
-    def build_encoder(self) -> Encoder:
-        """The retriever's: a ranker reads pairs."""
-        return build_method(self.config.retriever).encoder()
 
     def build_reranker(self) -> Reranker:
         return CrossEncoderReranker(CrossEncoderReranker.Config(**self.pair_config.model_dump()))
@@ -125,16 +100,6 @@ class CrossEncoderRanker(Method):
 
     def build_tokenizer(self) -> GroupTokenizer:
         return PairTokenizer(self.pair_config)
-
-    def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
-        config = self.config
-        return RandomBatches(
-            examples,
-            batch_size=batch_size,
-            num_negatives=config.num_negatives,
-            depth=config.negative_depth,
-            seed=seed,
-        )
 
     def save_model(self, model: nn.Module, folder: Path) -> None:
         from raydr.encoders.cross_encoder import save_cross_encoder

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from raydr.steps import Steps
 
 ZERO_SHOT = "raydr.methods.zero_shot:ZeroShot"
-COLBERT = "raydr.methods.colbert:ColBertTeacher"
+COLBERT = "raydr.methods.colbert:ColBertRanker"
 
 CLUSTERS = "clusters.parquet"
 

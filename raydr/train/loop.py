@@ -100,7 +100,7 @@ class _Training:
         self.tokenizer = method.tokenizer()
         self.objective = method.build_objective()
         self.examples = ExampleSet.open(job.examples)
-        self.dev = ExampleSet.open(job.dev) if job.dev is not None else None
+        self.dev = ExampleSet.open(job.dev) if job.dev is not None and method.is_measured_on_dev else None
         self.sampler = method.build_batches(self.examples, batch_size=self.config.batch_size, seed=self.config.seed)
         model = method.build_model()
         if self.config.lora is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 
@@ -84,7 +84,7 @@ class Labels:
         """Column of each query's own positive: the first of its group."""
         return torch.arange(len(self.positive_rows), device=self.passage_rows.device) * self.group_size
 
-    def groups(self, scores: Float[Tensor, "query passage"]) -> Float[Tensor, "query group"]:
+    def groups(self, scores: Shaped[Tensor, "query passage"]) -> Shaped[Tensor, "query group"]:
         """Each query's scores of its own group, cut out of the score matrix of the batch."""
         columns = self.own_positive[:, None] + torch.arange(self.group_size, device=scores.device)
         return scores.gather(1, columns)

@@ -10,7 +10,7 @@ import pytest
 
 import raydr.methods
 from raydr.config import load
-from raydr.methods.base import DualEncoderMethod, Method
+from raydr.methods.base import Method
 from raydr.verbs.config import RunConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -18,16 +18,15 @@ CONFIGS = sorted((REPOSITORY / "jobs/configs").glob("*.yaml"))
 
 
 def methods() -> list[type[Method]]:
-    modules = [
-        importlib.import_module(f"raydr.methods.{found.name}") for found in pkgutil.iter_modules(raydr.methods.__path__)
-    ]
+    names = [found.name for found in pkgutil.iter_modules(raydr.methods.__path__) if found.name != "base"]
+    modules = [importlib.import_module(f"raydr.methods.{name}") for name in names]
     classes = {
         value
         for module in modules
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
     }
-    return sorted(classes - {Method, DualEncoderMethod}, key=lambda method: method.__qualname__)
+    return sorted(classes, key=lambda method: method.__qualname__)
 
 
 def path_of(method: type[Method]) -> str:
