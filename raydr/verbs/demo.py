@@ -133,10 +133,10 @@ def _train(run: RunConfig) -> Component:
         "score_scale": 20.0,
         "num_negatives": 3,
         "rounds": 2,
-        "retriever_steps": 20,
-        "ranker_steps": 8,
+        "retriever_steps": 15,
+        "ranker_steps": 6,
         "ranker_learning_rate": 2e-5,
-        "ranker_warmup_steps": 16,
+        "ranker_warmup_steps": 12,
         "ranker_warmup_learning_rate": 2e-5,
         # A cross-encoder needs thousands of steps before it ranks better than the retriever; ColBERT starts above it.
         "ranker": Component(import_path=RANKER, args={**LENGTH, "loss": "listwise", "normalize": True}),
