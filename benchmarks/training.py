@@ -36,6 +36,7 @@ from raydr.data.config import DataConfig
 from raydr.data.examples import KIND, Example, write_examples
 from raydr.data.ingest import ingest, ingest_queries
 from raydr.encoders.checkpoint import locate
+from raydr.types import Passage, Query
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("RAYDR_DATA", HERE.parent.parent / "shared" / "data"))
@@ -49,22 +50,23 @@ def prepare(folder: Path, batch: int) -> None:
     """The examples, as a raydr artifact and as rows of text, and the checkpoint without dropout."""
     corpus = ingest(DataConfig(path=str(DATA / "squad"), split="test"), folder / "corpus")
     queries = ingest_queries(DataConfig(path=str(DATA / "squad"), split="train"), corpus, folder / "queries")
-    passages = {passage.passage_id: passage for passage in corpus.passages()}
-    ids, qrels = list(passages), queries.qrels()
+    rows = [row for table in corpus.passages(["passage_id", "text", "title"]) for row in table.to_pylist()]
+    passages = {row["passage_id"]: Passage(row["passage_id"], row["text"], row["title"] or "") for row in rows}
+    qrels = queries.qrels()
+    asked = {next(iter(qrels[query.query_id])): query for query in queries.queries()}  # one query for each passage
+    others = [passage_id for passage_id in passages if passage_id not in asked]  # which nobody's batch has as positive
     examples = []
-    for place, query in enumerate(queries.queries()):
-        positive = next(iter(qrels[query.query_id]))
-        # Passages far apart in the file: other articles, so never another copy of the positive.
-        others = [ids[(ids.index(positive) + 97 * step) % len(ids)] for step in range(1, GROUP)]
-        examples.append(Example(query, [positive], others))
+    for place, (positive, query) in enumerate(list(asked.items()) * STEPS):
+        drawn = [others[(place * (GROUP - 1) + number) % len(others)] for number in range(GROUP - 1)]
+        examples.append(Example(Query(f"{query.query_id}-{place}", query.text), [positive], drawn))
         if place + 1 == batch * STEPS:
             break
     with write_artifact(folder / "examples", kind=KIND, config={"batch": batch}) as writer:
         used = {id_ for example in examples for id_ in (*example.positives, *example.negatives)}
         write_examples(writer.path, examples, {id_: passages[id_] for id_ in used})
+    texts = {id_: f"{passage.title} {passage.text}".strip() for id_, passage in passages.items()}
     rows = [
-        [example.query.text, *(passages[id_].text for id_ in (*example.positives, *example.negatives))]
-        for example in examples
+        [example.query.text, *(texts[id_] for id_ in (*example.positives, *example.negatives))] for example in examples
     ]
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     shutil.copytree(locate("minilm"), folder / "model", dirs_exist_ok=True)

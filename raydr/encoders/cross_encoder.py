@@ -140,10 +140,14 @@ class CrossEncoderReranker:
         return [Hit(hits[place].passage_id, float(scores[place])) for place in order]
 
     def score(self, pairs: Sequence[tuple[Query, Passage]]) -> Float32[np.ndarray, " pair"]:
-        """One score per pair, in order."""
+        """One score per pair, in order; equal texts are scored once, so their scores are equal to the last bit."""
         if not pairs:
             return np.empty(0, dtype=np.float32)
-        return self._batcher.run(self._tokenizer.encode(pairs))[:, 0]
+        texts = [(query.text, passage.title, passage.text) for query, passage in pairs]
+        distinct = dict(zip(texts, pairs, strict=True))
+        scores = self._batcher.run(self._tokenizer.encode(list(distinct.values())))[:, 0]
+        score_of = dict(zip(distinct, scores, strict=True))
+        return np.array([score_of[text] for text in texts], dtype=np.float32)
 
     @cached_property
     def _tokenizer(self) -> PairEncoding:

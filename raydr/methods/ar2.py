@@ -29,6 +29,7 @@ Numbers to reproduce, NQ R@5/20/100 (table 1): warm-up 69.7/80.8/87.1, AR2 77.9/
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -52,6 +53,7 @@ from raydr.train.trainer import MODEL, STATE
 if TYPE_CHECKING:
     from raydr.steps import Steps
 
+_LEAST_ORDERED = 0.7
 EPS = 1e-7
 """Inside the logarithms, as in the released code."""
 
@@ -94,6 +96,15 @@ def distillation(
     target = functional.softmax(ranker_scores.float() / temperature, dim=1).detach()
     shares = functional.softmax(retriever_scores.float(), dim=1)
     return -(target * torch.log(shares + EPS)).sum(dim=1).mean()
+
+
+def _warn_of_guessing(share: float) -> None:
+    if share < _LEAST_ORDERED:
+        print(
+            f"ar2: the ranker puts only {share:.0%} of the training pairs in the right order, and the retriever is "
+            "about to follow it: give it more steps first (ranker_warmup_steps), a higher rate, or a better start",
+            file=sys.stderr,
+        )
 
 
 class Ar2Config(DualEncoderConfig):
@@ -194,6 +205,7 @@ class Ar2(DualEncoderMethod):
                     ranker_state = scorer.path / STATE
                 else:
                     scores = steps.score(self._ranker(model=scorer), examples, f"{folder}/scores")
+                    _warn_of_guessing(scores.manifest.details.get("ordered_share", 1.0))
                     student = self._with({"scores": str(scores.path.resolve())})
                     model = steps.train(
                         student, plan, examples, f"{folder}/retriever", dev=dev, start=retriever_state, keep_state=True

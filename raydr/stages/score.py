@@ -47,7 +47,8 @@ def score_examples(examples: ExampleSet, ranker: Component, out: Path, *, use_ra
     """The scores of `ranker` in `out`; finished ones of the same examples and ranker stay.
 
     `ranker` is a reranker, or a method that builds one. On Ray, one actor scores block after block on each CPU (or on a
-    GPU, by the ranker's own `device`). Raises `ConfigError` when `ranker` does not score pairs.
+    GPU, by the ranker's own `device`). `details["ordered_share"]` says how many of the pairs (positive, negative) of a
+    query it puts in the right order; 0.5 is guessing. Raises `ConfigError` when `ranker` does not score pairs.
     """
     settings = {"ranker": ranker.model_dump(mode="json")}
     if is_finished(out, fingerprint(KIND, settings, {"examples": examples.artifact.fingerprint})):
@@ -58,12 +59,18 @@ def score_examples(examples: ExampleSet, ranker: Component, out: Path, *, use_ra
         Progress("score", total=len(examples), unit="query") as progress,
         pq.ParquetWriter(out / SCORES, _SCHEMA) as file,
     ):
+        num_right = num_pairs = 0
         path = examples.artifact.path.resolve()
         tables = _on_ray(blocks, ranker, path) if use_ray else map(_Scorer(ranker, path), blocks)
         for table in tables:
             file.write_table(table)
+            for row, own in zip(table["row"].to_pylist(), table["scores"].to_pylist(), strict=True):
+                positives, negatives = np.split(np.array(own), [len(examples.positives(row))])
+                num_right += int((positives[:, None] > negatives).sum())
+                num_pairs += positives.size * negatives.size
             progress.update(table.num_rows)
         writer.counts["queries"] = len(examples)
+        writer.details["ordered_share"] = round(num_right / max(1, num_pairs), 4)
     return open_artifact(out, kind=KIND)
 
 

@@ -11,10 +11,11 @@ from torch.nn import functional
 from raydr.artifacts import open_artifact, write_artifact
 from raydr.config import Component
 from raydr.errors import ConfigError
-from raydr.methods.ar2 import Adversarial, Ar2, Ar2Config, ScoredBatches, adversarial, distillation, rewards
+from raydr.methods.ar2 import Adversarial, Ar2, Ar2Config, _warn_of_guessing, adversarial, distillation, rewards
 from raydr.stages.score import open_scores, score_examples
 from raydr.train.config import TrainConfig
 from raydr.train.objective import Labels
+from raydr.train.sampling import ScoredBatches
 from tests.train.tiny import tiny_checkpoint, write_topic_examples
 
 S = torch.tensor([[2.0, 1.0, 3.0]])
@@ -215,6 +216,19 @@ def test_schedule(tmp_path, first):
     assert ("round-01/ranker" if first == "ranker" else "ranker-warmup") in scorer
     assert "round-02/retriever" in trained.args["model"]
     assert "round-02/ranker" in trained.args["trained_ranker"]
+
+
+def test_a_ranker_that_guesses_is_told(scored, examples, capsys):
+    right = total = 0
+    for row, own in enumerate(open_scores(scored.path, examples)):
+        positives, negatives = own[: len(examples.positives(row))], own[len(examples.positives(row)) :]
+        right += sum(positive > negative for positive in positives for negative in negatives)
+        total += len(positives) * len(negatives)
+    assert scored.manifest.details["ordered_share"] == pytest.approx(right / total, abs=1e-4)
+    _warn_of_guessing(0.95)
+    assert not capsys.readouterr().err
+    _warn_of_guessing(0.52)
+    assert "only 52% of the training pairs" in capsys.readouterr().err
 
 
 @pytest.mark.ray
