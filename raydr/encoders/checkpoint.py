@@ -14,6 +14,8 @@ import hashlib
 import importlib.util
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,25 @@ def without_missing_pooler(folder: Path, config: Any) -> dict[str, bool]:
     has_option = network is not None and "add_pooling_layer" in inspect.signature(network).parameters
     has_pooler = any(".pooler." in f".{name}" for name in weight_names(folder))
     return {"add_pooling_layer": False} if has_option and not has_pooler else {}
+
+
+@contextmanager
+def loading_quietly(*, warnings: bool = True) -> Iterator[None]:
+    """Inside the block transformers draws no progress bar for each network it loads, and with `warnings` off does not
+    list weights that belong elsewhere: for callers who check these themselves.
+    """
+    from transformers.utils import logging
+
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    if not warnings:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def _pooling(model: str, file: Path) -> Pooling:

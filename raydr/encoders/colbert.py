@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from raydr.encoders.checkpoint import open_checkpoint, weight_names, without_missing_pooler
+from raydr.encoders.checkpoint import loading_quietly, open_checkpoint, weight_names, without_missing_pooler
 from raydr.encoders.text import TextEncoder, TextEncoderConfig, available_cpus
 from raydr.encoders.token_batches import collate, plan
 from raydr.errors import ConfigError
@@ -49,18 +49,22 @@ def load_colbert(model: str, *, dimensions: int | None = None, normalize: bool |
     checkpoint = open_checkpoint(model)
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-        transformer: Any = AutoModel.from_pretrained(
-            checkpoint.path,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            key_mapping={r"^bert_model\.": ""},
-            **without_missing_pooler(checkpoint.path, config),
-        )
+        with loading_quietly(warnings=False):  # the linear layer's weights, which are read below
+            transformer, found = AutoModel.from_pretrained(
+                checkpoint.path,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                key_mapping={r"^bert_model\.": ""},
+                output_loading_info=True,
+                **without_missing_pooler(checkpoint.path, config),
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{checkpoint.path}: transformers cannot load this model: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(f"{checkpoint.path}: lacks {len(missing)} weights of its network, such as {missing[0]}")
     names = weight_names(checkpoint.path)
     projection = next((name for name in _PROJECTIONS if f"{name}.weight" in names), None)
     if projection is None:
@@ -91,7 +95,7 @@ class ColBertReranker:
     """A `Reranker` by late interaction; equal scores keep the order they came in."""
 
     class Config(TextEncoderConfig):
-        """Which checkpoint, its lengths and prompts, and where it runs; `pooling` means nothing here."""
+        """Which checkpoint, its lengths and prompts, where it runs and how precisely; `pooling` means nothing here."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -133,7 +137,7 @@ class ColBertReranker:
         if device == "cpu":
             torch.set_num_threads(self.config.num_threads or available_cpus())
         network = load_colbert(self.config.model, dimensions=self.config.dimensions, normalize=self.config.normalize)
-        return network.eval().to(device)
+        return network.eval().to(device, dtype=getattr(torch, self._texts.precision))
 
 
 def save_colbert(network: ColBert, source: str, folder: Path) -> None:

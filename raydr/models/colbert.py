@@ -1,8 +1,8 @@
 """ColBERT: one transformer that embeds every token; a query meets a passage token by token (late interaction).
 
 Notable: the token embeddings are not normalised by default and no [MASK] tokens are added to queries, as in the ColBERT
-that teaches TAS-Balanced; every token takes part, [CLS] and [SEP] too. Source: Khattab and Zaharia 2020 (arXiv
-2004.12832).
+that teaches TAS-Balanced; every token takes part, [CLS] and [SEP] too; they leave in float32 whatever the precision of
+the weights. Source: Khattab and Zaharia 2020 (arXiv 2004.12832).
 
     network = ColBert(AutoModel.from_pretrained(path), hidden_size=768, dimensions=128)
     late_interaction(network(query_ids), network(passage_ids, mask), query_mask, mask)      # (query, passage)
@@ -45,7 +45,7 @@ class ColBert(nn.Module):
         self, input_ids: Int[Tensor, "text token"], attention_mask: Int[Tensor, "text token"] | None = None
     ) -> Float[Tensor, "text token dim"]:
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        embeddings = self.linear(hidden)
+        embeddings = self.linear(hidden).float()
         return nn.functional.normalize(embeddings, dim=-1) if self.normalize else embeddings
 
 

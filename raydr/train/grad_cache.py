@@ -27,7 +27,7 @@ from torch import Tensor
 from raydr.train.distributed import join, join_labels, join_tokens, most_of_all_workers, num_workers
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Tokens, TrainBatch
 
-_BUCKET_TOKENS = {"cpu": 1024, "cuda": 65536}
+_BUCKET_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens, padding included, of texts of like length that go through the network together where nothing is cached."""
 
 

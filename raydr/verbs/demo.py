@@ -20,6 +20,7 @@ from raydr import runtime
 from raydr.config import Component, Config
 from raydr.data.api_docs import build_api_docs
 from raydr.data.config import DataConfig
+from raydr.encoders.precision import choose_precision
 from raydr.encoders.text import available_cpus
 from raydr.index.config import IndexConfig
 from raydr.stages.config import EmbedConfig, MineConfig, SearchConfig
@@ -148,7 +149,13 @@ def _train(run: RunConfig) -> Component:
             "mine": MineConfig(
                 base_index=str(run.out / "index"), max_queries=160, num_negatives=6, last_rank=50, fraction=0.95
             ),
-            "train": TrainConfig(batch_size=8, learning_rate=3e-5, worker_cpus=available_cpus(), log_every=2),
+            "train": TrainConfig(
+                batch_size=8,
+                learning_rate=3e-5,
+                worker_cpus=available_cpus(),
+                precision="bfloat16" if choose_precision("auto", "cpu") == "bfloat16" else "float32",
+                log_every=2,
+            ),
         }
     )
     return Component.model_validate(train(config).manifest.details["method"])

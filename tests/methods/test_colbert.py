@@ -36,9 +36,10 @@ def test_what_is_missing_is_said(tmp_path):
         method.build_batches(None, batch_size=2, seed=0)
 
 
-def test_the_reranker_scores_as_the_network_does(tmp_path):
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_the_reranker_scores_as_the_network_does(tmp_path, precision, tolerance):
     folder = str(tiny_checkpoint(tmp_path / "m"))
-    config = ColBertConfig(model=folder, loss="listwise", normalize=True, max_passage_tokens=48)
+    config = ColBertConfig(model=folder, loss="listwise", normalize=True, max_passage_tokens=48, precision=precision)
     method = ColBertRanker(config)
     query, other = Query("q", "what purrs"), Query("r", "the sea")
     passages = [Passage("a", "a cat purrs at night", "Cat"), Passage("b", "waves"), Passage("c", "waves of the sea")]
@@ -51,10 +52,10 @@ def test_the_reranker_scores_as_the_network_does(tmp_path):
         query_ids, passage_ids = (torch.tensor(ids[name]) for name in ("queries", "passages"))
         masks = torch.ones_like(query_ids), torch.ones_like(passage_ids)
         expected = late_interaction(network(query_ids), network(passage_ids), *masks)
-        assert score == pytest.approx(expected.item(), abs=1e-5)
+        assert score == pytest.approx(expected.item(), abs=tolerance)
     hits = [Hit(passage.passage_id, 0.0) for passage in passages]
     ranked = reranker.rerank(query, hits, {passage.passage_id: passage for passage in passages})
-    assert [hit.score for hit in ranked] == pytest.approx(sorted(scores[:3].tolist(), reverse=True), abs=1e-5)
+    assert [hit.score for hit in ranked] == pytest.approx(sorted(scores[:3].tolist(), reverse=True), abs=tolerance)
     assert reranker.score([]).shape == (0,)
 
 
