@@ -110,6 +110,11 @@ class TrainConfig(Config):
             )
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError("offload needs ZeRO: set zero_stage to 1 or more (3 for offload: all)")
+        if self.precision == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "in bfloat16 the float32 weights are kept by ZeRO's optimiser; set zero_stage: 1, which on one worker "
+                "splits nothing"
+            )
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload: all moves the weights, which only zero_stage 3 splits; set zero_stage: 3")
         if self.offload != "none" and not self.worker_gpus:

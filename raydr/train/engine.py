@@ -45,6 +45,7 @@ class Engine:
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(
                 groups, lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps
             )
+        exact = _float32_weights(model) if config.precision == "bfloat16" else {}
         self._factors = [group["lr"] / config.learning_rate for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
@@ -52,7 +53,10 @@ class Engine:
             config=deepspeed_config(config, num_workers=num_workers()),
             dist_init_required=False,
         )
-        self._stage = config.zero_stage
+        self._stage, self._precision = config.zero_stage, config.precision
+        for name, weight in self.model.named_parameters():
+            if name in exact:  # DeepSpeed makes its float32 copies of weights that it has rounded
+                deepspeed.utils.safe_set_full_fp32_param(weight, exact[name])
 
     @property
     def model(self) -> nn.Module:
@@ -98,16 +102,27 @@ class Engine:
         return state
 
     def weights(self) -> dict[str, Tensor] | None:
-        """All weights in float32 by name, on the CPU of worker 0; None on the others."""
+        """All weights in float32 by name, on the CPU of worker 0; None on the others. In bfloat16 those are the
+        optimiser's, because a network's own lack the updates that are too small for their seven binary places.
+        """
         if self._stage == 3:
             gathered = self._gathered_weights()
         else:
             gathered = {name: value.detach() for name, value in self.model.state_dict().items()}
+        if self._precision == "bfloat16":
+            gathered |= self._optimizer_weights()
         if worker_rank():
             return None
         return {
             name: value.cpu().float() if value.is_floating_point() else value.cpu() for name, value in gathered.items()
         }
+
+    def _optimizer_weights(self) -> dict[str, Tensor]:
+        """The float32 copies of all weights that are trained."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        copies = {name: safe_get_full_fp32_param(weight) for name, weight in self.model.named_parameters()}
+        return {name: copy for name, copy in copies.items() if copy is not None}
 
     def _gathered_weights(self) -> dict[str, Tensor]:
         import deepspeed
@@ -120,6 +135,14 @@ class Engine:
                 if worker_rank() == 0:
                     found[name] = parameter.detach().cpu().clone()
         return found
+
+
+def _float32_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: weight.detach().clone()
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.dtype == torch.float32
+    }
 
 
 def deepspeed_config(config: TrainConfig, *, num_workers: int) -> dict[str, Any]:

@@ -30,7 +30,12 @@ CASES = [
     for chunk_tokens in (None, 40)
     for accumulation in (1, 2)
 ]
-VARIANTS = {"checkpointed": {"activation_checkpointing": True}, "decayed": {"layer_decay": 0.5}}
+BFLOAT16 = [(stage, chunk_tokens) for stage in (1, 2, 3) for chunk_tokens in (None, 40)]
+VARIANTS = {
+    "bfloat16": {"precision": "bfloat16"},
+    "checkpointed": {"activation_checkpointing": True},
+    "decayed": {"layer_decay": 0.5},
+}
 TAUGHT = [(stage, chunk_tokens) for stage in (0, 2, 3) for chunk_tokens in (None, 40)]
 """With an in-batch teacher, which judges every worker's passages for the queries of all."""
 
@@ -40,7 +45,8 @@ def main(out: Path) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     losses = {}
     cases = [(*case, "") for case in CASES] + [(stage, chunk, 1, "taught") for stage, chunk in TAUGHT]
-    cases += [(2, 40, 1, variant) for variant in VARIANTS]
+    cases += [(2, 40, 1, variant) for variant in VARIANTS if variant != "bfloat16"]
+    cases += [(stage, chunk, 1, "bfloat16") for stage, chunk in BFLOAT16]
     for stage, chunk_tokens, accumulation, variant in cases:
         is_taught = variant == "taught"
         config = TrainConfig(

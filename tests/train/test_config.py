@@ -31,6 +31,7 @@ def test_a_part_of_a_longer_schedule_has_its_rates():
         ({"batch_size": 10, "num_workers": 4}, "take 8"),
         ({"batch_size": 1, "num_workers": 2}, "take 2"),
         ({"zero_stage": 0, "offload": "optimizer", "worker_gpus": 1}, "zero_stage to 1 or more"),
+        ({"zero_stage": 0, "precision": "bfloat16"}, "zero_stage: 1"),
         ({"zero_stage": 2, "offload": "all", "worker_gpus": 1}, "zero_stage: 3"),
         ({"zero_stage": 2, "offload": "optimizer"}, "it is there already"),
         ({"patience": 3}, "set evaluate_every"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.parity_worker import CASES, TAUGHT
+from tests.train.parity_worker import BFLOAT16, CASES, TAUGHT
 from tests.train.tiny import tiny_network
 
 pytestmark = pytest.mark.slow
@@ -80,6 +80,22 @@ def test_lower_layers_learn_more_slowly(request, workers):
     for name, value in start.items():
         factor = next(factor for part, factor in factors.items() if part in name)
         torch.testing.assert_close(found[name] - value, factor * (plain[name] - value), atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(("stage", "chunk_tokens"), BFLOAT16)
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_bfloat16_hands_on_the_float32_weights(request, workers, stage, chunk_tokens):
+    """The gradients are rounded, the weights are not: those that have no gradient leave as they came."""
+    folder, _ = request.getfixturevalue(workers)
+    start, exact = tiny_network().state_dict(), load_file(folder / "stage0-chunkNone-accumulation1.safetensors")
+    found = load_file(folder / f"stage{stage}-chunk{chunk_tokens}-bfloat16.safetensors")
+    off = sum(float((found[name] - exact[name]).square().sum()) for name in start)
+    moved = sum(float((exact[name] - value).square().sum()) for name, value in start.items())
+    assert off < 0.1**2 * moved
+    for name, value in start.items():
+        still = exact[name] == value
+        assert torch.equal(found[name][still], value[still]), name
+    assert any((value != value.bfloat16().float()).any() for value in found.values())
 
 
 def compare(request, workers, name, reference):
