@@ -3,8 +3,10 @@
     python benchmarks/methods.py --data ../shared/data --collections squad --seeds 0 1 2 --out runs/methods
 
 Every cell is one `raydr reproduce` of jobs/configs/<method>_small.yaml in a folder of its own, so a grid that was
-stopped goes on. For AR2 the warm-up ranker and the last one also reorder the retriever's first hits (`--rerank`), which
-compares the two rankers. The table gives mean and standard deviation over the seeds.
+stopped goes on. The cross-encoder, once trained, teaches TAS-Balanced with every seed; `tas_random` is that method with
+random batches and pairs, and the same two teachers. For AR2 the warm-up ranker and the last one also reorder the
+retriever's first hits (`--rerank`), which compares the two rankers. The table gives mean and standard deviation over
+the seeds.
 """
 
 from __future__ import annotations
@@ -31,17 +33,31 @@ from raydr.verbs.config import RunConfig
 from raydr.verbs.search import search
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-METHODS = ["zero_shot", "contrastive", "mw", "tas_balanced", "ar2"]
+METHODS = ["zero_shot", "contrastive", "mw", "cross_encoder", "tas_balanced", "tas_random", "ar2"]
+ONCE = ["zero_shot", "cross_encoder"]
+"""The start, and TAS-Balanced's teacher: of the first seed only."""
 MEASURES = ["nDCG@10", "R@5", "R@100", "pooled AUC"]
 RANKER_MEASURES = EvaluateConfig(measures=["nDCG@10", "R@5"])
 LENGTHS = ["method.args.max_query_tokens=32", "method.args.max_passage_tokens=128"]
 
 
 def config_of(method: str, folder: Path, data: Path, seed: int, overrides: list[str]) -> tuple[Path, list[str]]:
-    name = "zero_shot" if method == "zero_shot" else f"{method}_small"
+    name = {"zero_shot": "zero_shot", "tas_random": "tas_balanced_small"}.get(method, f"{method}_small")
     own = [*LENGTHS, "search.k=600", "evaluate.measures=[nDCG@10,RR@10,R@5,R@100]"]
     settings = own if method == "zero_shot" else [f"train.seed={seed}", *overrides]
+    if method.startswith("tas"):
+        settings += teachers(method, folder.parent, seed)
     return REPOSITORY / f"jobs/configs/{name}.yaml", [f"data.path={data}", "runtime=ray", f"out={folder}", *settings]
+
+
+def teachers(method: str, grid: Path, seed: int) -> list[str]:
+    """The cross-encoder of the grid where there is one; for random batches the scores and ColBERT of the other run."""
+    found = sorted(grid.glob("cross_encoder-*/train/model"))
+    settings = ["cross_encoder_steps=0", f"cross_encoder.args.model={found[0]}"] if found else []
+    if method == "tas_random":
+        other = grid / f"tas_balanced-{seed}"
+        settings += ["sampling=random", f"pairs={other / 'scores'}", f"colbert={other / 'colbert/model'}"]
+    return [f"method.args.{setting}" for setting in settings]
 
 
 def run_once(method: str, folder: Path, data: Path, seed: int, overrides: list[str]) -> None:
@@ -107,7 +123,7 @@ def main() -> None:
         cells: dict[str, list[dict[str, float]]] = {}
         for seed in options.seeds:
             for method in options.methods:
-                if method == "zero_shot" and seed != options.seeds[0]:
+                if method in ONCE and seed != options.seeds[0]:
                     continue
                 folder, data = (options.out / collection / f"{method}-{seed}").resolve(), options.data / collection
                 if not is_finished(folder / "evaluate"):
