@@ -42,8 +42,8 @@ HERE = Path(__file__).parent
 DATA = Path(os.environ.get("RAYDR_DATA", HERE.parent.parent / "shared" / "data"))
 GROUP = 4
 BATCH = 16
-STEPS = 9
-WARM = 3
+STEPS = 14
+WARM = 6
 
 
 def prepare(folder: Path, batch: int) -> None:
@@ -125,7 +125,9 @@ def compare(title: str, contenders: dict[str, tuple[str, dict[str, Any]]], optio
                 print(name, found[name][-1], flush=True, file=sys.stderr)
     first = {name: runs[0]["loss"] for name, runs in found.items()}
     reference = next(iter(first.values()))
-    if wrong := {name: loss for name, loss in first.items() if abs(loss - reference) > 1e-3}:
+    # Rounded to eight bits, scores of cosines times 20 are off by some hundredths.
+    tolerance = {name: 0.05 if "bfloat16" in name else 1e-3 for name in first}
+    if wrong := {name: loss for name, loss in first.items() if abs(loss - reference) > tolerance[name]}:
         raise SystemExit(f"losses of the first step differ: {wrong}, expected {reference}")
     base = statistics.median(r["step_s"] for r in found[options.reference or names[-1]])
     rows = []
@@ -141,8 +143,10 @@ def compare(title: str, contenders: dict[str, tuple[str, dict[str, Any]]], optio
 def throughput(options: argparse.Namespace) -> None:
     contenders = {
         "raydr": ("raydr_training.py", {}),
-        "raydr, cached in chunks of 1024 tokens": ("raydr_training.py", {"chunk_tokens": 1024}),
+        "raydr, cached in chunks of 2048 tokens": ("raydr_training.py", {"chunk_tokens": 2048}),
+        "raydr, bfloat16": ("raydr_training.py", {"precision": "bfloat16"}),
         "ST, cached in chunks of 16 texts": ("st_training.py", {"mini_batch": 16}),
+        "ST, bfloat16": ("st_training.py", {"bf16": True}),
         "ST": ("st_training.py", {}),
     }
     compare(f"W9: training, {options.batch} queries x {GROUP} passages", contenders, options)
@@ -161,13 +165,11 @@ def workers(options: argparse.Namespace) -> None:
 def memory(options: argparse.Namespace) -> None:
     """Highest memory of the training worker against the batch, with and without caching; and by ZeRO stage."""
     rows, found = [], []
-    for batch in (16, 64, 128):
+    for batch in (16, 32, 64):
         for chunk in (None, 2048):
-            if chunk is None and batch > 64:
-                continue  # more than this machine has
             with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
                 prepare(Path(scratch), batch)
-                settings = {"batch": batch, "steps": 4, "chunk_tokens": chunk}
+                settings = {"batch": batch, "steps": 8, "chunk_tokens": chunk}
                 measured = run("raydr_training.py", Path(scratch), settings)
             found.append({"batch": batch, "chunk_tokens": chunk, **measured})
             rows.append([str(batch), str(chunk or "none"), f"{measured['peak_mib']:.0f}", f"{measured['step_s']:.1f}"])
@@ -177,7 +179,7 @@ def memory(options: argparse.Namespace) -> None:
     for stage in (0, 1, 2, 3):
         with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
             prepare(Path(scratch), 8)
-            settings = {"batch": 8, "steps": 5, "num_workers": 2, "worker_cpus": 1, "zero_stage": stage}
+            settings = {"batch": 8, "steps": 8, "num_workers": 2, "worker_cpus": 1, "zero_stage": stage}
             found.append({"zero_stage": stage, **run("raydr_training.py", Path(scratch), settings)})
         rows.append([str(stage), f"{found[-1]['peak_mib']:.0f}", f"{found[-1]['step_s']:.2f}"])
         print(rows[-1], flush=True, file=sys.stderr)

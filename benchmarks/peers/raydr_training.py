@@ -29,6 +29,7 @@ def main(folder: Path, scratch: Path, settings: dict) -> None:
         num_workers=settings.get("num_workers", 1),
         worker_cpus=float(settings.get("worker_cpus", available_cpus())),
         zero_stage=settings.get("zero_stage", 1),
+        precision=settings.get("precision", "float32"),
         learning_rate=2e-5,
         warmup_share=0.0,
         schedule="constant",

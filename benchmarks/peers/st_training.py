@@ -57,6 +57,7 @@ def main(folder: Path, scratch: Path, settings: dict) -> None:
         lr_scheduler_type="constant",
         weight_decay=0.01,
         max_grad_norm=1.0,
+        bf16=settings.get("bf16", False),
         logging_steps=1,
         save_strategy="no",
         report_to=[],
