@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -284,7 +285,9 @@ def measure(arguments: argparse.Namespace, targets: list[Target]) -> list[dict[s
 
 
 def memory_over_time(target: Target, minutes: float) -> dict[str, Any]:
-    """Four clients embed and search for `minutes`; the process group's memory at the start, half-way and the end."""
+    """Four clients embed and search for `minutes`; the process group's memory at the start, half-way and the end, and
+    which processes grew by more than a MiB.
+    """
     assert target.process is not None
     marks = [memory_mib(target.process.pid)]
     finished = []
@@ -296,13 +299,16 @@ def memory_over_time(target: Target, minutes: float) -> dict[str, Any]:
         marks.append(memory_mib(target.process.pid))
     per_s = float(np.median([one["per_s"] for one in finished]))
     errors = sum(one["errors"] for one in finished)
-    load = f"4 clients, {minutes:g} min: MiB at start, half-way, end: {', '.join(f'{mark:.0f}' for mark in marks)}"
+    sums = ", ".join(f"{sum(mark.values()):.0f}" for mark in marks)
+    growth = {name: size - marks[0].get(name, 0.0) for name, size in marks[-1].items()}
+    growers = [f"{name} {size:+.0f}" for name, size in sorted(growth.items(), key=lambda item: -item[1]) if size > 1]
+    load = f"4 clients, {minutes:g} min: MiB at start, half-way, end: {sums}; grown: {', '.join(growers)}"
     nothing = dict.fromkeys(("p50", "p95", "p99"), float("nan"))
     return {"workload": "memory", "contender": target.name, "load": load, "per_s": per_s, "errors": errors, **nothing}
 
 
-def memory_mib(leader: int) -> float:
-    """Proportional set size of a process and all its descendants."""
+def memory_mib(leader: int) -> dict[str, float]:
+    """Proportional set size of a process and of all its descendants, added up by their names."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -310,7 +316,7 @@ def memory_mib(leader: int) -> float:
         except OSError:
             continue
         children.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    total, todo = 0, [leader]
+    found, todo = Counter[str](), [leader]
     while todo:
         pid = todo.pop()
         todo += children.get(pid, [])
@@ -318,8 +324,11 @@ def memory_mib(leader: int) -> float:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total / 1024
+        words = [Path(word).name for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0") if word]
+        scripts = [word for word in words if word.endswith(".py")]
+        name = (scripts or words or ["?"])[0]
+        found[name] += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return {name: kib / 1024 for name, kib in found.items()}
 
 
 def table(records: list[dict[str, Any]]) -> str:
