@@ -149,7 +149,8 @@ def throughput(options: argparse.Namespace) -> None:
         "ST, bfloat16": ("st_training.py", {"bf16": True}),
         "ST": ("st_training.py", {}),
     }
-    compare(f"W9: training, {options.batch} queries x {GROUP} passages", contenders, options)
+    chosen = {name: contenders[name] for name in options.only or contenders}
+    compare(f"W9: training, {options.batch} queries x {GROUP} passages", chosen, options)
 
 
 def workers(options: argparse.Namespace) -> None:
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("workload", choices=["throughput", "workers", "memory"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--only", nargs="*", help="contenders of `throughput`, the first giving the expected loss")
     parser.add_argument("--reference", help="contender that the speeds are divided by (default: the last)")
     parser.add_argument("--out", type=Path, default=Path("results/training"))
     options = parser.parse_args()
