@@ -101,9 +101,7 @@ def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
             peak[0] = max(peak[0], sum(_share(part) for part in parts))
         except psutil.Error:
             pass
-        time.sleep(
-            5
-        )  # looking is not free: every half second it took a tenth of raydr's speed, whose processes are many
+        time.sleep(5)  # summing up the pages of every process takes processor time from what is measured
 
 
 def _share(process: psutil.Process) -> int:
