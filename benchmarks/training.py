@@ -125,8 +125,7 @@ def compare(title: str, contenders: dict[str, tuple[str, dict[str, Any]]], optio
                 print(name, found[name][-1], flush=True, file=sys.stderr)
     first = {name: runs[0]["loss"] for name, runs in found.items()}
     reference = next(iter(first.values()))
-    # Rounded to eight bits, scores of cosines times 20 are off by some hundredths.
-    tolerance = {name: 0.05 if "bfloat16" in name else 1e-3 for name in first}
+    tolerance = {name: 1e-2 if "bfloat16" in name else 1e-3 for name in first}
     if wrong := {name: loss for name, loss in first.items() if abs(loss - reference) > tolerance[name]}:
         raise SystemExit(f"losses of the first step differ: {wrong}, expected {reference}")
     base = statistics.median(r["step_s"] for r in found[options.reference or names[-1]])

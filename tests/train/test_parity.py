@@ -56,18 +56,18 @@ def two_workers(tmp_path_factory):
 @pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
 def test_same_loss_and_same_gradients(request, workers, stage, chunk_tokens, accumulation):
     name = f"stage{stage}-chunk{chunk_tokens}-accumulation{accumulation}"
-    compare(request, workers, name, f"stage0-chunkNone-accumulation{accumulation}")
+    assert not differences(request, workers, name, f"stage0-chunkNone-accumulation{accumulation}")
 
 
 @pytest.mark.parametrize(("stage", "chunk_tokens"), TAUGHT)
 @pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
 def test_the_in_batch_teacher_sees_the_joined_batch(request, workers, stage, chunk_tokens):
-    compare(request, workers, f"stage{stage}-chunk{chunk_tokens}-taught", "stage0-chunkNone-taught")
+    assert not differences(request, workers, f"stage{stage}-chunk{chunk_tokens}-taught", "stage0-chunkNone-taught")
 
 
 @pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
 def test_activations_that_are_computed_again_change_nothing(request, workers):
-    compare(request, workers, "stage2-chunk40-checkpointed", "stage0-chunkNone-accumulation1")
+    assert not differences(request, workers, "stage2-chunk40-checkpointed", "stage0-chunkNone-accumulation1")
 
 
 @pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
@@ -91,24 +91,26 @@ def test_bfloat16_hands_on_the_float32_weights(request, workers, stage, chunk_to
     found = load_file(folder / f"stage{stage}-chunk{chunk_tokens}-bfloat16.safetensors")
     off = sum(float((found[name] - exact[name]).square().sum()) for name in start)
     moved = sum(float((exact[name] - value).square().sum()) for name, value in start.items())
-    assert off < 0.1**2 * moved
+    assert off < 0.05**2 * moved, f"{(off / moved) ** 0.5:.3f} of the way off"
     for name, value in start.items():
         still = exact[name] == value
         assert torch.equal(found[name][still], value[still]), name
     assert any((value != value.bfloat16().float()).any() for value in found.values())
 
 
-def compare(request, workers, name, reference):
-    """Losses and weights against those of one worker, ZeRO 0, no caching."""
+def differences(request, workers, name, reference):
+    """What is not as with one worker, ZeRO 0, no caching, to 1e-5: the losses, or weights by name."""
     folder, losses = request.getfixturevalue(workers)
     reference_folder, reference_losses = request.getfixturevalue("one_worker")
-    assert losses[name] == pytest.approx(reference_losses[reference], abs=1e-5)
     expected = load_file(reference_folder / f"{reference}.safetensors")
     found = load_file(folder / f"{name}.safetensors")
     start = tiny_network().state_dict()
     assert found.keys() == expected.keys()
-    moved = 0.0
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
-        moved = max(moved, float((value - start[key]).abs().max()))
-    assert moved > 1e-2  # the step did something
+    assert (
+        max(float((value - start[key]).abs().max()) for key, value in expected.items()) > 1e-2
+    )  # the step did something
+    far = {key: float((found[key] - value).abs().max()) for key, value in expected.items()}
+    off = {key: size for key, size in far.items() if not size <= 1e-5}
+    if losses[name] != pytest.approx(reference_losses[reference], abs=1e-5):
+        off["losses"] = losses[name]
+    return off
