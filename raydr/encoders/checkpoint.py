@@ -165,11 +165,20 @@ def without_missing_pooler(folder: Path, config: Any) -> dict[str, bool]:
     return {"add_pooling_layer": False} if has_option and not has_pooler else {}
 
 
-@contextmanager
-def loading_quietly(*, warnings: bool = True) -> Iterator[None]:
-    """Inside the block transformers draws no progress bar for each network it loads, and with `warnings` off does not
-    list weights that belong elsewhere: for callers who check these themselves.
+def load_transformer(loader: Any, folder: Path, *, warnings: bool = True, **options: Any) -> Any:
+    """What `loader` (a class of transformers' with `from_pretrained`) makes of a checkpoint: from this disk alone, from
+    safetensors, without code of its own, and without a progress bar for each network.
+
+    With `warnings` off, weights that belong elsewhere are not listed: for callers who check these themselves.
     """
+    with _quiet(warnings=warnings):
+        return loader.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        )
+
+
+@contextmanager
+def _quiet(*, warnings: bool) -> Iterator[None]:
     from transformers.utils import logging
 
     had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from raydr.encoders.checkpoint import loading_quietly, open_checkpoint, weight_names, without_missing_pooler
+from raydr.encoders.checkpoint import load_transformer, open_checkpoint, weight_names, without_missing_pooler
 from raydr.encoders.text import TextEncoder, TextEncoderConfig, available_cpus
 from raydr.encoders.token_batches import collate, plan
 from raydr.errors import ConfigError
@@ -49,18 +49,16 @@ def load_colbert(model: str, *, dimensions: int | None = None, normalize: bool |
     checkpoint = open_checkpoint(model)
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-        with loading_quietly(warnings=False):  # the linear layer's weights, which are read below
-            transformer, found = AutoModel.from_pretrained(
-                checkpoint.path,
-                config=config,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                key_mapping={r"^bert_model\.": ""},
-                output_loading_info=True,
-                **without_missing_pooler(checkpoint.path, config),
-            )
+        transformer, found = load_transformer(
+            AutoModel,
+            checkpoint.path,
+            warnings=False,  # of the linear layer's weights, which are read below
+            config=config,
+            attn_implementation="sdpa",
+            key_mapping={r"^bert_model\.": ""},
+            output_loading_info=True,
+            **without_missing_pooler(checkpoint.path, config),
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{checkpoint.path}: transformers cannot load this model: {error}") from error
     if missing := sorted(found["missing_keys"]):

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 from pydantic import Field
 
 from raydr.config import Config
-from raydr.encoders.checkpoint import loading_quietly, locate
+from raydr.encoders.checkpoint import load_transformer, locate
 from raydr.encoders.precision import Precision, choose_precision
 from raydr.encoders.text import available_cpus
 from raydr.encoders.token_batches import TokenBatcher
@@ -75,15 +75,9 @@ def load_cross_encoder(config: PairConfig, precision: Precision = "float32") -> 
 
     path = locate(config.model)
     try:
-        with loading_quietly():
-            network = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                num_labels=1,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=getattr(torch, precision),
-            )
+        network = load_transformer(
+            AutoModelForSequenceClassification, path, num_labels=1, dtype=getattr(torch, precision)
+        )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ConfigError(f"{path}: transformers cannot load this as a cross-encoder: {error}") from error
     tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from raydr.encoders.checkpoint import Checkpoint, loading_quietly, without_missing_pooler
+from raydr.encoders.checkpoint import Checkpoint, load_transformer, without_missing_pooler
 from raydr.encoders.precision import Precision
 from raydr.errors import ConfigError
 from raydr.models.dual_encoder import DualEncoder
@@ -30,17 +30,14 @@ def load_network(
         loader = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
         config.use_cache = False  # of keys and values, which only generation needs
         layers = without_missing_pooler(checkpoint.path, config)
-        with loading_quietly():
-            transformer = loader.from_pretrained(
-                checkpoint.path,
-                config=config,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                dtype=getattr(torch, precision),
-                **layers,
-            )
+        transformer = load_transformer(
+            loader,
+            checkpoint.path,
+            config=config,
+            attn_implementation="sdpa",
+            dtype=getattr(torch, precision),
+            **layers,
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{checkpoint.path}: transformers cannot load this model: {error}") from error
     return DualEncoder(transformer, pooling=pooling, normalize=normalize, dimensions=dimensions).eval()
