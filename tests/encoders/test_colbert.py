@@ -54,6 +54,15 @@ def test_colberts_own_checkpoints_have_token_embeddings_of_length_one(plain, tmp
     torch.testing.assert_close(embedded(network).norm(dim=1), torch.ones(7))
 
 
+def test_a_checkpoint_that_lacks_weights_is_refused(plain):
+    weights = load_file(plain / "model.safetensors")
+    missing = next(name for name in weights if "layer.1" in name)
+    del weights[missing]
+    save_file(weights, plain / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="lacks 1 weights of its network, such as .*layer.1"):
+        load_colbert(str(plain))
+
+
 def test_matchmakers_layout(plain, tmp_path):
     folder = tmp_path / "matchmaker"
     shutil.copytree(plain, folder)
