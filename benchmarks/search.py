@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=2 python benchmarks/search.py ann --num 100000 --rounds 5
 
 Contenders (usearch, hnswlib and qdrant-client are no dependency of raydr): raydr reading an index from
-disk (one shard, and four), plain FAISS, sentence-transformers' `semantic_search`, usearch, hnswlib. Outputs are
+disk (one shard, and four), plain FAISS (one index, and four behind its `IndexShards`), sentence-transformers' `semantic_search`, usearch, hnswlib. Outputs are
 compared before a speed counts: exact search must agree on every score to 1e-5, approximate search is timed at the
 least effort that reaches the recall on other queries. Embeddings are drawn near a 32-dimensional surface, so that
 neighbourhoods exist as they do in text.
@@ -34,7 +34,7 @@ DIM = 384
 K = 100
 ANN_K = 10
 BATCHES = (1, 10, 1000)
-EXACT = ["raydr 1", "raydr 4", "faiss", "ST semantic_search", "usearch"]
+EXACT = ["raydr 1", "raydr 4", "faiss", "faiss 4", "ST semantic_search", "usearch"]
 EFFORTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -100,6 +100,13 @@ def open_exact(name: str, folder: Path) -> Search:
 
         index = faiss.read_index(str(folder / "plain.faiss"))
         return lambda queries: index.search(queries, K)
+    if name == "faiss 4":
+        import faiss
+
+        sharded = faiss.IndexShards(DIM, False, True)  # one after the other, rows numbered through
+        for part in sorted((folder / "Flat-4" / "shards").glob("*/vectors.faiss")):
+            sharded.add_shard(faiss.read_index(str(part)))
+        return lambda queries: sharded.search(queries, K)
     points = np.load(folder / "points.npy")
     if name == "ST semantic_search":
         import torch
@@ -134,7 +141,7 @@ def exact(arguments: argparse.Namespace, folder: Path) -> None:
     faiss.write_index(plain, str(folder / "plain.faiss"))
     for num_shards in (1, 4):
         build_raydr(folder, points, "Flat", num_shards)
-    names = arguments.only
+    names = [name for name in arguments.only if name != "usearch" or importlib.util.find_spec("usearch")]
     del points, plain
     cold = {name: in_child(__file__, ["cold", "--folder", str(folder), "--name", name]) for name in names}
     contenders = {name: open_exact(name, folder) for name in names}
