@@ -27,7 +27,7 @@ PAGE = Path(__file__).with_name("configuration.md")
 SECTIONS = [
     (
         "A run",
-        "The config of `raydr ingest|embed|index|search|evaluate|reproduce|mine` and of the scripts in `jobs/`, such\n"
+        "The config of `raydr ingest|embed|index|search|evaluate|reproduce|mine|train` and of the scripts in `jobs/`, such\n"
         "as `jobs/configs/zero_shot.yaml`.",
         "",
         "raydr.verbs.config:RunConfig",

@@ -41,7 +41,7 @@ start here:
   raydr demo                                      embed, index, evaluate and serve this environment's own documentation
   raydr search "join two data frames"             search what the demo indexed, without a server
 
-your own collection (a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv):
+your own collection (a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv), with a checkout's configs:
   raydr reproduce jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
   raydr serve OUT/index                           the search page and the HTTP API on http://127.0.0.1:8000
 
@@ -146,8 +146,8 @@ def _add_demo(commands: Any) -> None:
         "A second run reuses what is finished. Stop the server with Ctrl-C.",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="size=all takes everything (or size=3000)")
-    parser.add_argument("--out", type=Path, default=DEMO_INDEX.parent, help="folder of the artifacts (runs/demo)")
-    parser.add_argument("--port", type=int, default=8000, help="port of the search page on 127.0.0.1 (8000)")
+    parser.add_argument("--out", type=Path, help="folder of the artifacts (runs/demo)")
+    parser.add_argument("--port", type=int, help="port of the search page on 127.0.0.1 (8000)")
     parser.add_argument("--no-serve", action="store_true", help="stop after the evaluation")
 
 
@@ -297,8 +297,9 @@ def _run_demo(arguments: argparse.Namespace) -> int:
     from raydr.config import load
     from raydr.verbs.demo import DemoConfig, demo
 
-    overrides = [*arguments.overrides, f"out={arguments.out}", f"port={arguments.port}"]
-    demo(load(DemoConfig, None, [*overrides, f"serve={str(not arguments.no_serve).lower()}"]))
+    options = {"out": arguments.out, "port": arguments.port, "serve": "false" if arguments.no_serve else None}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    demo(load(DemoConfig, None, [*arguments.overrides, *given]))
     return 0
 
 

@@ -1,8 +1,8 @@
 """What the parts of a retrieval system promise one another: the seams every method plugs into.
 
 Notable: these are structural protocols, nothing needs to inherit from them; `tests/contracts.py` holds one check per
-protocol that every implementation must pass. Scores are always "larger is better". The training protocols arrive
-with the trainer.
+protocol that every implementation must pass. Scores are always "larger is better". What training adds stands in
+`raydr/train/objective.py` and `raydr/train/sampling.py`.
 """
 
 from __future__ import annotations

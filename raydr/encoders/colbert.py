@@ -54,7 +54,6 @@ def load_colbert(model: str, *, dimensions: int | None = None, normalize: bool |
             checkpoint.path,
             warnings=False,  # of the linear layer's weights, which are read below
             config=config,
-            attn_implementation="sdpa",
             key_mapping={r"^bert_model\.": ""},
             output_loading_info=True,
             **without_missing_pooler(checkpoint.path, config),

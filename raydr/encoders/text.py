@@ -65,7 +65,7 @@ class TextEncoderConfig(Config):
     title_separator: str = " "
     """Stands between title and text of a passage that has a title."""
     precision: Literal["auto"] | Precision = "auto"
-    """`auto`: bfloat16 where the processor has it, float16 on older GPUs, float32 elsewhere."""
+    """`auto`: bfloat16 where it is measured to be faster, float16 on older GPUs, float32 elsewhere."""
     backend: Literal["auto", "torch", "openvino"] = "auto"
     """`auto`: OpenVINO on an x86 CPU where it is installed, torch elsewhere."""
     device: str = "auto"

@@ -34,7 +34,6 @@ def load_network(
             loader,
             checkpoint.path,
             config=config,
-            attn_implementation="sdpa",
             dtype=getattr(torch, precision),
             **layers,
         )

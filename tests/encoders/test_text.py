@@ -207,6 +207,31 @@ def test_a_decoder_is_pooled_at_its_last_token(qwen, backend):
     np.testing.assert_allclose(encode(encoder), expected, atol=1e-4)
 
 
+# Positions, padding and attention differ between these: from behind the padding id, relative, rotary, alternating.
+ARCHITECTURES = {
+    "XLMRobertaModel": {"max_position_embeddings": 66, "pad_token_id": 0},
+    "MPNetModel": {"max_position_embeddings": 66, "pad_token_id": 0},
+    "DistilBertModel": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 64},
+    "ElectraModel": {"embedding_size": 16, "max_position_embeddings": 64},
+    "ModernBertModel": {"max_position_embeddings": 64, "pad_token_id": 0, "global_attn_every_n_layers": 2},
+    "MistralModel": {"num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64},
+    "LlamaModel": {"num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures_give_what_sentence_transformers_gives(name, tmp_path, tokenizer_folder):
+    import transformers
+
+    folder = tmp_path / name
+    shutil.copytree(tokenizer_folder, folder)
+    network = getattr(transformers, name)
+    torch.manual_seed(0)
+    network(network.config_class(**{**SMALL, **ARCHITECTURES[name]})).save_pretrained(folder)
+    encoder = build(model=str(folder), normalize=False, backend="torch", precision="float32")
+    np.testing.assert_allclose(encode(encoder), sentence_transformer(folder).encode(TEXTS), atol=1e-4)
+
+
 def test_the_version_stamps_what_changes_vectors_and_nothing_else(tmp_path):
     base = build()
     moved = shutil.copytree(locate("minilm"), tmp_path / "elsewhere")

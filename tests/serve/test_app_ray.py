@@ -23,10 +23,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 class Server:
     """A Serve instance on a free port, deployed by config."""
 
-    def __init__(self, port: int, index: Path, *, colocate: bool) -> None:
+    def __init__(self, port: int, index: Path, *, colocate: bool, num_replicas: int) -> None:
         import httpx
 
         self.colocate = colocate
+        parts = ["Ingress"] if colocate else ["Ingress", "Encoder", "Shard0", "Bm25"]
+        self.deployments = [
+            {"name": part, "num_replicas": num_replicas, "ray_actor_options": {"num_cpus": 0.1}} for part in parts
+        ]
         self.address = f"http://127.0.0.1:{port}"
         self.index = index
         self.http = httpx.Client(base_url=self.address, timeout=60)
@@ -48,7 +52,12 @@ class Server:
                         "colocate": self.colocate,
                         "reranker": {"import_path": "tiny_serving:LexicalReranker"},
                     },
-                    "deployments": [{"name": "Ingress", "user_config": {"index": str(index), **user_config}}],
+                    "deployments": [
+                        {**deployment, "user_config": {"index": str(index), **user_config}}
+                        if deployment["name"] == "Ingress"
+                        else deployment
+                        for deployment in self.deployments
+                    ],
                 }
             ]
         }
@@ -69,7 +78,10 @@ class Server:
         return response.json()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["apart", "colocated"])
+LAYOUTS = {"apart": (False, 1), "colocated": (True, 1), "replicated": (False, 2)}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
 def server(request, ray_cluster, animals, tmp_path_factory):
     import socket
 
@@ -79,7 +91,8 @@ def server(request, ray_cluster, animals, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    server = Server(port, animals, colocate=request.param)
+    colocate, num_replicas = request.param
+    server = Server(port, animals, colocate=colocate, num_replicas=num_replicas)
     server.deploy(animals)
     server.wait_for(IndexReader.open(animals).version)
     yield server
@@ -124,6 +137,28 @@ def test_a_request_id_goes_there_and_back(server):
     assert response.headers.get_list("X-Request-ID") == ["trace-7"]
     response = server.http.post("/v1/search", json={"query": "x"})
     assert response.json()["request_id"] == response.headers["X-Request-ID"]
+
+
+def test_a_request_id_stands_in_the_log_of_every_part(server):
+    import ray
+
+    parts = {deployment["name"] for deployment in server.deployments}
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+    deadline = time.monotonic() + 30
+    while True:  # each search is one replica's; with several, a few searches reach the one that is looked for
+        server.http.post(
+            "/v1/search", json={"query": "mice", "mode": "hybrid"}, headers={"X-Request-ID": "in-the-log-7"}
+        )
+        found = {
+            part
+            for part in parts
+            for log in logs.glob(f"replica_raydr_{part}_*.log")
+            if "in-the-log-7" in log.read_text(errors="replace")
+        }
+        if found == parts:
+            return
+        assert time.monotonic() < deadline, parts - found
+        time.sleep(1)
 
 
 def test_raydrs_series_stand_beside_serves_own(server):

@@ -1,9 +1,12 @@
 """`raydr serve` as a person starts it: one replica behind HAProxy, for this machine alone, ended by Ctrl-C."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,11 +17,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture
 def served(animals, tmp_path, free_port):
-    """`raydr serve` in a process of its own; its port, the process, and where it writes."""
+    """`raydr serve` in a process of its own; its port, the process, where it writes, and where Ray does."""
     log = (tmp_path / "log").open("w")
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the path of a socket has to stay short
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("raydr")), "serve", str(animals), "--port", str(free_port)],
-        env={**os.environ, "RAY_ADDRESS": "local"},
+        env={**os.environ, "RAY_ADDRESS": "local", "RAY_TMPDIR": str(ray_folder)},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -28,17 +32,18 @@ def served(animals, tmp_path, free_port):
         while "Ctrl-C stops" not in (shown := (tmp_path / "log").read_text()):
             assert process.poll() is None and time.monotonic() < deadline, shown[-3000:]
             time.sleep(0.2)
-        yield free_port, process, tmp_path / "log"
+        yield free_port, process, tmp_path / "log", ray_folder
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         log.close()
+        shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 def test_raydr_serve_answers_from_one_replica_and_stops(served):
     import httpx
 
-    port, process, log = served
+    port, process, log, ray_folder = served
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
         for mode in ("dense", "bm25", "hybrid"):
             hits = http.post("/v1/search", json={"query": "who hunts mice", "mode": mode}).json()["hits"]
@@ -56,6 +61,9 @@ def test_raydr_serve_answers_from_one_replica_and_stops(served):
     assert "failed" not in log.read_text()  # nothing on the way down looks like an error
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{port}/health", timeout=5)
+    (replica_log,) = ray_folder.glob("ray/session_2*/logs/serve/replica_raydr_Ingress_*.log")
+    records = [json.loads(line) for line in replica_log.read_text().splitlines()]  # every line is JSON
+    assert "trace-7" in {record.get("http_request_id") for record in records}
 
 
 def _listening(port: int) -> set[str]:

@@ -1,0 +1,51 @@
+"""The demo as a new user runs it, small and without a terminal: it answers, stops by itself, and reuses what it made."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_the_demo_runs_to_its_end_and_a_second_run_makes_nothing_again(tmp_path):
+    first = _demo(tmp_path)
+    for query in ("join two data frames on a column", "retry a task when its worker dies"):
+        assert query in first
+    table = (tmp_path / "evaluate/summary.txt").read_text()
+    assert table in first
+    assert all(name in table for name in ("BM25", "dense", "hybrid", "nDCG@10", "RR@10", "R@100"))
+    assert (tmp_path / "evaluate/report.png").stat().st_size > 10_000
+    made = _manifests(tmp_path)
+    assert {"corpus", "embed", "index", "search_bm25", "search_dense", "search_hybrid", "evaluate"} <= set(made)
+    _demo(tmp_path)
+    assert _manifests(tmp_path) == made
+
+
+def _demo(out: Path) -> str:
+    """What `raydr demo` prints; fails where it does not end by itself with status 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("raydr")), "demo", "size=300", "train=false"]
+    done = subprocess.run(
+        [*command, f"out={out}", f"port={port}"],
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"http://127.0.0.1:{port}" in done.stdout
+    return done.stdout
+
+
+def _manifests(out: Path) -> dict[str, int]:
+    """When each artifact was finished."""
+    return {str(path.parent.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
