@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=2 python benchmarks/search.py exact --num 100000 --rounds 7
     OMP_NUM_THREADS=2 python benchmarks/search.py ann --num 100000 --rounds 5
 
-Contenders (usearch, hnswlib and qdrant-client are no dependency of raydr): raydr reading an index from
-disk (one shard, and four), plain FAISS (one index, and four behind its `IndexShards`), sentence-transformers' `semantic_search`, usearch, hnswlib. Outputs are
-compared before a speed counts: exact search must agree on every score to 1e-5, approximate search is timed at the
-least effort that reaches the recall on other queries. Embeddings are drawn near a 32-dimensional surface, so that
-neighbourhoods exist as they do in text.
+Contenders (usearch, hnswlib and qdrant-client are no dependency of raydr): raydr reading an index from disk (one shard,
+and four), plain FAISS (one index, and four behind its `IndexShards`), sentence-transformers' `semantic_search`,
+usearch, hnswlib. Outputs are compared before a speed counts: exact search must agree on every score to 1e-5,
+approximate search is timed at the least effort that reaches the recall on other queries. Embeddings are drawn near a
+32-dimensional surface, so that neighbourhoods exist as they do in text.
 """
 
 from __future__ import annotations

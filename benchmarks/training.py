@@ -8,7 +8,7 @@ Contenders train the same checkpoint (dropout set to zero, so that equal batches
 of `squad` (`RAYDR_DATA`): 16 queries, each with a positive and three negatives, in the same order, with the same loss
 (InfoNCE at temperature 0.05, all passages of the batch as negatives), AdamW and learning rate, in float32 on all cores.
 The losses of the first step must agree to 1e-3 before a speed counts. A step's time is the median after the first
-three; memory is the proportional set size of the contender's processes, Ray's included, at its highest.
+six; memory is the proportional set size of the contender's processes, Ray's included, at its highest.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,6 +138,36 @@ def open_artifact(path: str | Path, *, kind: str | None = None) -> Artifact:
         if not file.is_file() or file.stat().st_size != record.bytes:
             raise ArtifactError(f"{file}: missing or truncated; make the artifact again")
     return Artifact(path, manifest)
+
+
+def artifact_of(path: str | Path) -> Artifact | None:
+    """The finished artifact that `path` is or lies in; None where it is in none, or there is no such path."""
+    try:
+        found = Path(path).resolve(strict=True)
+    except (OSError, ValueError):  # any text may be asked about, also one that no file could be called
+        return None
+    for folder in (found, *found.parents):
+        with suppress(OSError, ValidationError):  # no manifest, or somebody else's
+            return Artifact(folder, Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
+    return None
+
+
+def artifacts_named_in(config: BaseModel | Mapping[str, Any]) -> dict[str, Artifact]:
+    """The artifacts whose folders or files a configuration names, each by the dotted name of the setting.
+
+    They are inputs of a step with that configuration: the name of a trained model's folder stays when the model is
+    trained again. A path that lies in no artifact is known by its name alone.
+    """
+    return dict(_named_in("", _as_json(config)))
+
+
+def _named_in(name: str, value: Any) -> Iterator[tuple[str, Artifact]]:
+    if isinstance(value, str):
+        if value and (artifact := artifact_of(value)):
+            yield name, artifact
+    elif isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _named_in(f"{name}.{key}" if name else str(key), part)
 
 
 @contextmanager

@@ -11,12 +11,15 @@ queries and computed in float32 whatever it is given.
 | listwise | a group's softmax and where its positives are |
 | margin_mse | differences of scores and the teacher's differences |
 | kl_distillation | a group's softmax and the teacher's |
+| ranknet, lambdarank, listnet | a group's scores and the order a teacher gives it |
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -71,3 +74,52 @@ def kl_distillation(
     student = functional.log_softmax(group_scores.float() / temperature, dim=1)
     teacher = functional.log_softmax(teacher_scores.float() / temperature, dim=1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def ranknet(
+    group_scores: Float[Tensor, "query group"], ranks: Int[Tensor, "query group"], *, weighted: bool = True
+) -> Float[Tensor, ""]:
+    """Logistic loss of every pair that a teacher orders: mean over the pairs of a group, then over groups.
+
+    `ranks` are the teacher's, from 1; equal ranks make no pair. `weighted` multiplies a pair's loss by one over the sum
+    of its ranks, so that mistakes at the top cost most. Source: Burges et al. 2005; FIRST (arXiv 2406.15657).
+    """
+    scores, ranks = group_scores.float(), ranks.float()
+    is_pair = ranks[:, :, None] < ranks[:, None, :]
+    losses = functional.softplus(scores[:, None, :] - scores[:, :, None])
+    if weighted:
+        losses = losses / (ranks[:, :, None] + ranks[:, None, :])
+    return ((losses * is_pair).sum(dim=(1, 2)) / is_pair.sum(dim=(1, 2)).clamp(min=1)).mean()
+
+
+def lambdarank(group_scores: Float[Tensor, "query group"], ranks: Int[Tensor, "query group"]) -> Float[Tensor, ""]:
+    """RankNet whose pairs weigh what swapping them would change in nDCG, by the distance of their present places.
+
+    Gains fall linearly from 1 at rank 1 to 0 at the last. Weights are constants. Source: Wang et al. 2018 (LambdaLoss,
+    NDCG-Loss2), logarithms to base 2.
+    """
+    scores = group_scores.float()
+    size = scores.shape[1]
+    gains = (ranks.max(dim=1, keepdim=True).values - ranks).float()
+    gains = gains / gains.max(dim=1, keepdim=True).values.clamp(min=1)
+    ideal = gains.sort(dim=1, descending=True).values
+    discounts = torch.log2(torch.arange(2, size + 2, device=scores.device).float())
+    gains = gains / (ideal / discounts).sum(dim=1, keepdim=True).clamp(min=1e-9)
+    places = (-scores.detach()).argsort(dim=1, stable=True).argsort(dim=1)
+    distance = (places[:, :, None] - places[:, None, :]).abs()
+    inverse = torch.cat([1 / discounts, 1 / torch.log2(torch.tensor([size + 2.0], device=scores.device))])
+    change = (inverse[(distance - 1).clamp(min=0)] - inverse[distance]).abs() * (distance > 0)
+    weights = change * (gains[:, :, None] - gains[:, None, :]).abs()
+    is_pair = ranks[:, :, None] < ranks[:, None, :]
+    losses = weights * functional.softplus(scores[:, None, :] - scores[:, :, None]) / math.log(2)
+    return ((losses * is_pair).sum(dim=(1, 2)) / is_pair.sum(dim=(1, 2)).clamp(min=1)).mean()
+
+
+def listnet(group_scores: Float[Tensor, "query group"], ranks: Int[Tensor, "query group"]) -> Float[Tensor, ""]:
+    """Cross-entropy of a group's softmax with that of the same scores handed out in the teacher's order, a constant.
+
+    Source: Cao et al. 2007 (ListNet); the target as in FIRST's released code, but detached.
+    """
+    scores = group_scores.float()
+    target = scores.detach().sort(dim=1, descending=True).values.gather(1, ranks.long() - 1).softmax(dim=1)
+    return -(target * functional.log_softmax(scores, dim=1)).sum(dim=1).mean()

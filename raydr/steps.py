@@ -1,34 +1,41 @@
 """The steps of a training, each idempotent and in a folder of its own: what a method's `fit` is written in.
 
-Notable: a step that finished is not done again, one that was interrupted goes on, and a step depends on the artifacts
-it was given, so a `fit` that was killed anywhere is run again from the top and ends with the same result. The corpus is
-read once; the trained method is a method like any other.
+Notable: a step that finished is not done again, one that was interrupted goes on, so a `fit` that was killed anywhere
+is run again from the top and ends with the same result. A step depends on the artifacts it was given, those among the
+arguments of its method included, so with other settings exactly what they change is made again. The corpus is read
+once; the trained method is a method like any other.
 
     index = steps.index(method, "base")
     examples = steps.mine(method, index, "examples")
-    model = steps.train(method, steps.config.train, examples, "train")
+    model = steps.train(method, steps.train_config, examples, "train")
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raydr import runtime
 from raydr.artifacts import Artifact
 from raydr.config import Component
-from raydr.data.corpus import Corpus
+from raydr.data.corpus import Corpus, QuerySet
 from raydr.data.example_files import examples_from_file
 from raydr.data.examples import ExampleSet
 from raydr.data.ingest import ingest, ingest_queries
 from raydr.encoders.factory import EncoderFactory
 from raydr.errors import ConfigError
+from raydr.evaluation.evaluate import evaluate_run
+from raydr.evaluation.trec import read_run
 from raydr.index.build import build_index
+from raydr.stages.config import MineConfig
 from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import mine_negatives, training_data
 from raydr.stages.query_encoder import QueryEncoder
 from raydr.stages.score import score_examples
+from raydr.stages.search import RUN, search_corpus
 from raydr.types import Embeddings
 
 if TYPE_CHECKING:
@@ -82,17 +89,13 @@ class Steps:
         """Examples for the queries of `split`, with negatives found in `index`; None: as the config says, which may
         name a file of examples instead.
         """
-        config = self.config.mine
-        if split is not None:
-            config = config.model_copy(update={"split": split, "queries": None, "qrels": None, "source_file": None})
+        config = self.config.mine if split is None else self._of_split(split)
         if config.source_file is not None:
             out, corpus = self.config.out / folder, config.source_corpus
             return examples_from_file(config.source_file, out, source_format=config.source_format, corpus=corpus)
-        data = training_data(self.config.data, config)
-        queries = ingest_queries(data, self.corpus, self.config.out / f"queries_{config.split}")
         mined = mine_negatives(
             index,
-            queries,
+            self._queries(config),
             EncoderFactory(method),
             config,
             self.config.out / folder,
@@ -105,6 +108,46 @@ class Steps:
         """Examples of the dev split, for choosing among checkpoints; None where the config names none."""
         split = self.config.mine.dev_split
         return self.mine(method, index, "examples_dev", split=split) if split is not None else None
+
+    def evaluate(
+        self, method: Component, index: Path, folder: str, *, baselines: Mapping[str, Artifact] | None = None
+    ) -> dict[str, Artifact]:
+        """Measures `method` on the dev queries, searched in `index` as the config says, beside the runs `baselines`.
+
+        `folder/evaluate` holds the figures, and the table of all the runs, which is printed. Returns the runs by their
+        folders, this one last: the `baselines` of the next call. Where the config names no dev split, nothing is done.
+        """
+        split = self.config.mine.dev_split
+        if split is None:
+            return {}
+        queries, out = self._queries(self._of_split(split)), self.config.out / folder
+        built: Any = method.build()  # a `raydr.methods.base.Method`; methods know the steps, not the other way
+        run = search_corpus(
+            index,
+            queries.queries(),
+            EncoderFactory(method),
+            self.config.search,
+            out / "search",
+            use_ray=self.use_ray,
+            corpus=self.corpus,
+            build_refiner=built.build_refiner,
+            reranker=built.build_reranker() if self.config.search.rerank else None,
+        )
+        artifacts = {**(baselines or {}), folder: run}
+        runs = {name: read_run(artifact.path / RUN) for name, artifact in artifacts.items()}
+        evaluation = evaluate_run(
+            runs.pop(folder),
+            queries.qrels(),
+            self.config.evaluate,
+            out / "evaluate",
+            name=folder,
+            baselines=runs,
+            queries=queries.queries(),
+            title=f"{Path(self.config.data.path).name}, {split}",
+            inputs={"queries": queries.artifact, **{f"run {name}": artifact for name, artifact in artifacts.items()}},
+        )
+        print((evaluation.path / "summary.txt").read_text(encoding="utf-8"), file=sys.stderr)
+        return artifacts
 
     def embed_queries(self, method: Component, examples: ExampleSet) -> Embeddings:
         """Embeddings of the examples' queries by `method`, in order."""
@@ -121,7 +164,7 @@ class Steps:
 
     def score(self, ranker: Component, examples: ExampleSet, folder: str) -> Artifact:
         """The ranker's score of every candidate of every example."""
-        return score_examples(examples, ranker, self.config.out / folder, use_ray=self.use_ray)
+        return score_examples(examples, ranker, self.config.score, self.config.out / folder, use_ray=self.use_ray)
 
     def train(
         self,
@@ -139,3 +182,12 @@ class Steps:
 
         out = self.config.out / folder
         return train_model(method, config, examples, out, dev=dev, start=start, keep_state=keep_state)
+
+    def _of_split(self, split: str) -> MineConfig:
+        """The settings of mining, for the queries of another split."""
+        changes = {"split": split, "queries": None, "qrels": None, "source_file": None}
+        return self.config.mine.model_copy(update=changes)
+
+    def _queries(self, config: MineConfig) -> QuerySet:
+        data = training_data(self.config.data, config)
+        return ingest_queries(data, self.corpus, self.config.out / f"queries_{config.split}")

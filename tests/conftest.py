@@ -102,3 +102,18 @@ def write_beir(folder: Path) -> Path:
     judgements = [f"{q}\t{p}\t{grade}\n" for q, (_, grades) in TINY_QUERIES.items() for p, grade in grades.items()]
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judgements), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`causal_lm("Llama")` is the folder of a small random network of that kind."""
+    from tests.causal_lms import write_causal_lm
+
+    made: dict[str, Path] = {}
+
+    def build(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = write_causal_lm(kind, tmp_path_factory.mktemp("causal_lm") / kind)
+        return made[kind]
+
+    return build

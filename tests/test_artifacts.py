@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from raydr.artifacts import MANIFEST, Artifact, fingerprint, is_finished, open_artifact, write_artifact, write_durably
+from raydr.artifacts import (
+    MANIFEST,
+    Artifact,
+    artifact_of,
+    artifacts_named_in,
+    fingerprint,
+    is_finished,
+    open_artifact,
+    write_artifact,
+    write_durably,
+)
 from raydr.config import Config
 from raydr.errors import ArtifactError
 
@@ -53,6 +63,27 @@ def test_a_moved_folder_still_opens(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     open_artifact(tmp_path / "b", kind="thing").verify()
     assert str(tmp_path) not in (tmp_path / "b" / MANIFEST).read_text()
+
+
+def test_a_file_belongs_to_the_artifact_it_lies_in(tmp_path, monkeypatch):
+    artifact = make(tmp_path / "run/a")
+    for path in (artifact.path, artifact.path / "data", str(artifact.path / "data/part-0")):
+        assert artifact_of(path) == artifact
+    (tmp_path / "link").symlink_to(artifact.path / "data")
+    assert artifact_of(tmp_path / "link/part-0") == artifact
+    monkeypatch.chdir(tmp_path)
+    assert artifact_of("run/a/data").fingerprint == artifact.fingerprint
+    for path in (tmp_path / "run", artifact.path / "no-such-file", "minilm", "x" * 10_000, "a\0b"):
+        assert artifact_of(path) is None
+    (artifact.path / "data" / MANIFEST).write_text('{"name": "a web page"}')  # of a checkpoint, say
+    assert artifact_of(artifact.path / "data/part-0") == artifact
+
+
+def test_what_a_configuration_names_is_found_at_any_depth(tmp_path):
+    first, second = make(tmp_path / "a"), make(tmp_path / "b", config=Settings(size=2))
+    parts = {"args": {"models": [{"model": str(second.path / "data")}, "minilm"], "k": 3, "none": None, "text": ""}}
+    config = {"method": parts, "start": str(first.path)}
+    assert artifacts_named_in(config) == {"method.args.models.0.model": second, "start": first}
 
 
 def test_the_fingerprint_depends_on_kind_config_and_inputs(tmp_path):

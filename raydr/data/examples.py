@@ -108,14 +108,13 @@ class ExampleSet:
         return self._lists[POSITIVES][row]
 
     def relevant(self, row: int) -> Int64[np.ndarray, " passage"]:
-        """Rows that must never be negatives of query `row`: its positives and, where documents were split, every
-        passage here of the same documents, whose judgement says nothing of the single passage.
+        """Rows that must never be negatives of query `row`: its positives, their copies (equal title and text) and,
+        where documents were split, every passage here of the same documents, whose judgement says nothing of a single
+        passage.
         """
         own = self.positives(row)
-        if self._passages_of is None:
-            return own
-        documents, rows = self._passages_of
-        return np.concatenate([rows[document] for document in np.unique(documents[own])])
+        others = [rows[group] for groups, rows in self._groupings for group in np.unique(groups[own])]
+        return np.unique(np.concatenate([own, *others])) if others else own
 
     def negatives(self, row: int) -> Int64[np.ndarray, " passage"]:
         """Rows of the candidates for negatives, hardest first."""
@@ -151,12 +150,20 @@ class ExampleSet:
         return {name: _Lists.of(self._queries[name]) for name in _QUERY_SCHEMA.names[2:6]}
 
     @cached_property
-    def _passages_of(self) -> tuple[Int64[np.ndarray, " passage"], _Lists] | None:
-        """The number of each passage's document, and by that number its passages; None where none was split."""
-        if DOCUMENT_ID not in self._passages.table.column_names:
-            return None
-        _, documents = np.unique(self._passages.table[DOCUMENT_ID].to_numpy(), return_inverse=True)
-        return documents.astype(np.int64), _Lists(np.argsort(documents, kind="stable"), np.bincount(documents))
+    def _groupings(self) -> list[tuple[Int64[np.ndarray, " passage"], _Lists]]:
+        """Of each way in which passages belong together: the group of each passage, and the passages of each group."""
+        table = self._passages.table
+        keys = []
+        if DOCUMENT_ID in table.column_names:
+            keys.append(table[DOCUMENT_ID].to_numpy())
+        batches = table.select([TITLE, TEXT]).to_batches()
+        texts = chain.from_iterable(zip(*(column.to_pylist() for column in batch.columns)) for batch in batches)
+        # By their hashes: a set may hold more text than a worker has memory for.
+        hashes = np.fromiter(map(hash, texts), np.int64, table.num_rows)
+        if len(np.unique(hashes)) < len(hashes):
+            keys.append(hashes)
+        groups = [np.unique(key, return_inverse=True)[1].astype(np.int64) for key in keys]
+        return [(own, _Lists(np.argsort(own, kind="stable"), np.bincount(own))) for own in groups]
 
 
 class _Lists:

@@ -8,6 +8,7 @@ passage (adversarial), and to match D's distribution (distillation). `Ar2.fit` i
 2. D scores gold and candidates of every training query, once, as a batch job: it does not change while G is trained
 3. G: lambda * adversarial + (1 - lambda) * distillation, over the same n + 1 passages
 4. embed the corpus with G, index it, mine the next candidates
+5. measure both on the dev queries (`mine.dev_split`) beside all rounds before: `round-NN/evaluate`
 
 | equation | function |
 | --- | --- |
@@ -23,6 +24,11 @@ Departures from the paper:
 - The code takes candidates that contain an answer string for positives. Here those judged relevant are never negatives,
   and `mine` may drop more by the retriever's scores.
 - Pairs carry segment ids where the ranker's checkpoint has them; the code gives none.
+- Queries and passages share one encoder; the code trains two, without tying them.
+- A query with several positives is trained towards a random one at each visit; the code takes the first, as the gold
+  passage, and in its MS MARCO variant a random one too.
+- The ranker is a cross-encoder by default, as in the paper; `ar2_small.yaml` and the demo take a ColBERT, because a
+  cross-encoder that has to start from nothing ranks at random after the few steps that two cores can do.
 
 Numbers to reproduce, NQ R@5/20/100 (table 1): warm-up 69.7/80.8/87.1, AR2 77.9/86.0/90.1, on 8 A100.
 """
@@ -42,13 +48,14 @@ from torch.nn import functional
 from raydr.artifacts import Artifact
 from raydr.config import Component, Config
 from raydr.data.examples import ExampleSet
+from raydr.encoders.text import TextEncoderConfig
 from raydr.errors import ConfigError
 from raydr.methods.base import DualEncoderConfig, DualEncoderMethod, build_method
 from raydr.protocols import Reranker
 from raydr.train.config import TrainConfig
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
 from raydr.train.sampling import BatchSampler, ScoredBatches
-from raydr.train.trainer import MODEL, STATE
+from raydr.train.trainer import MODEL, STATE, settings_for
 
 if TYPE_CHECKING:
     from raydr.steps import Steps
@@ -187,9 +194,10 @@ class Ar2(DualEncoderMethod):
         Every step is made once, in a folder of its round: a run that was killed anywhere is run again from the top,
         goes on where it was, and ends with the same two models.
         """
-        retriever, ranker = self.component, self._ranker()
+        retriever, ranker = self._retriever(self.config.model), self._ranker()
         index = steps.base(retriever)
         examples, dev = steps.mine(retriever, index, "examples"), steps.dev(retriever, index)
+        runs = steps.evaluate(retriever, index, "base")
         scorer = steps.train(ranker, self._warmup_plan(steps), examples, "ranker-warmup", dev=dev)  # D0
         ranker = self._ranker(model=scorer)
         ranker_state = retriever_state = None
@@ -211,10 +219,11 @@ class Ar2(DualEncoderMethod):
                         student, plan, examples, f"{folder}/retriever", dev=dev, start=retriever_state, keep_state=True
                     )
                     retriever_state, weights = model.path / STATE, _folder(model)
-            retriever = self.trained(weights)
+            retriever = self._retriever(weights)
             index = steps.index(retriever, folder)  # the refresh: both sides of the index are this round's
             examples = steps.mine(retriever, index, f"{folder}/examples")
-        return self._with({"model": weights, "trained_ranker": _folder(scorer)})
+            runs = steps.evaluate(self._both(weights, scorer), index, folder, baselines=runs)
+        return self._both(weights, scorer)
 
     def build_objective(self) -> Adversarial:
         return Adversarial(self.config)
@@ -241,6 +250,18 @@ class Ar2(DualEncoderMethod):
     def build_reranker(self) -> Reranker | None:
         return build_method(self.ranker).build_reranker() if self.ranker is not None else None
 
+    def _both(self, weights: str, scorer: Artifact) -> Component:
+        """The method with what both players have learned."""
+        return self._with({"model": weights, "trained_ranker": _folder(scorer)})
+
+    def _retriever(self, model: str) -> Component:
+        """The retriever as what encodes: without the settings that only training reads, so that with others of these
+        what was embedded before stays.
+        """
+        only_trained_with = Ar2Config.model_fields.keys() - TextEncoderConfig.model_fields.keys()
+        args = {name: value for name, value in self.component.args.items() if name not in only_trained_with}
+        return Component(import_path=self.component.import_path, args={**args, "model": model})
+
     def _ranker(self, model: Artifact | str | None = None) -> Component:
         """The ranker as a method, starting from `model` (None: from what the config names)."""
         args = {**self.config.ranker.args, "num_negatives": self.config.num_negatives}
@@ -253,7 +274,7 @@ class Ar2(DualEncoderMethod):
             "max_steps": self.config.ranker_warmup_steps,
             "learning_rate": self.config.ranker_warmup_learning_rate,
         }
-        return steps.train_config.model_copy(update=changes)
+        return settings_for(self._ranker(), steps.train_config.model_copy(update=changes))
 
     def _plan(self, steps: Steps, player: str, number: int) -> TrainConfig:
         """A player's part of round `number`: one schedule and one optimiser over all rounds."""
@@ -262,7 +283,8 @@ class Ar2(DualEncoderMethod):
         each = config.ranker_steps if is_ranker else config.retriever_steps
         rate = config.ranker_learning_rate if is_ranker else steps.train_config.learning_rate
         changes = {"max_steps": number * each, "schedule_steps": config.rounds * each, "learning_rate": rate}
-        return steps.train_config.model_copy(update={**changes, "keep": "last"})
+        plan = steps.train_config.model_copy(update={**changes, "keep": "last"})
+        return settings_for(self._ranker(), plan) if is_ranker else plan
 
 
 def _folder(model: Artifact) -> str:

@@ -137,7 +137,10 @@ class DualEncoderConfig(TextEncoderConfig):
 
 
 class DualEncoderMethod(Method):
-    """A method that trains a dual encoder: the network, its tokens and its encoder; a paper adds its objective."""
+    """A method that trains a dual encoder: the network, its tokens and its encoder; a paper adds its objective.
+
+    One that changes something else inherits from `Contrastive` (raydr.methods.contrastive), which has the usual one.
+    """
 
     Config: ClassVar[type[Config]] = DualEncoderConfig
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,14 +38,18 @@ if TYPE_CHECKING:
 class InBatchContrastive(EmbeddingObjective):
     """The loss over all queries and passages of a batch."""
 
-    def __init__(self, *, temperature: float, symmetric: bool = False, matryoshka: Sequence[int] = ()) -> None:
+    def __init__(
+        self, *, temperature: float, symmetric: bool = False, matryoshka: Sequence[int] = (), in_batch: bool = True
+    ) -> None:
         self._temperature, self._symmetric, self._matryoshka = temperature, symmetric, matryoshka
+        self._in_batch = in_batch
 
     def loss(
         self, queries: Float[Tensor, "query dim"], passages: Float[Tensor, "passage dim"], batch: Labels
     ) -> LossOutput:
-        sizes = self._matryoshka or [queries.shape[1]]
-        losses = [self._one_size(queries, passages, batch, size) for size in sizes]
+        whole = queries.shape[1]
+        sizes = {whole, *(min(size, whole) for size in self._matryoshka)}
+        losses = [self._one_size(queries, passages, batch, size) for size in sorted(sizes)]
         scores = queries @ passages.T
         own = scores.gather(1, batch.own_positive[:, None])
         wrong = scores.masked_fill(batch.positives, float("-inf")).amax(dim=1, keepdim=True)
@@ -57,6 +61,8 @@ class InBatchContrastive(EmbeddingObjective):
             queries, passages = (functional.normalize(part[:, :size], dim=1) for part in (queries, passages))
         scores = queries @ passages.T
         positives = batch.positives
+        if not self._in_batch:
+            scores, positives = batch.groups(scores), batch.groups(positives)
         loss = contrastive(scores, positives, temperature=self._temperature)
         if not self._symmetric:
             return loss
@@ -73,9 +79,19 @@ class Contrastive(DualEncoderMethod):
         symmetric: bool = False
         """Whether positives have to find their queries as well."""
         matryoshka: list[int] = Field(default_factory=list)
-        """Prefixes of the embedding to train besides its whole, e.g. [384, 128, 64]; empty: only the whole."""
+        """Prefixes of the embedding to train besides its whole, e.g. [128, 64]; empty: only the whole."""
+        in_batch: bool = True
+        """Whether other queries' passages are negatives as well, or only a query's own."""
         gather: bool = True
         """Whether the passages of all workers are negatives."""
+
+        @model_validator(mode="after")
+        def _possible(self) -> Contrastive.Config:
+            if self.symmetric and not self.in_batch:
+                raise ValueError("symmetric compares a positive with the batch's queries; set in_batch: true")
+            if not self.in_batch and not self.num_negatives:
+                raise ValueError("without in_batch a query needs negatives of its own; set num_negatives")
+            return self
 
     config: Config
 
@@ -84,6 +100,7 @@ class Contrastive(DualEncoderMethod):
             temperature=self.config.temperature,
             symmetric=self.config.symmetric,
             matryoshka=self.config.matryoshka,
+            in_batch=self.config.in_batch,
         )
         objective.gather = self.config.gather
         return objective

@@ -20,7 +20,8 @@ Departures from the paper:
 
 - `reduction: mean` divides by the size of the pool, which eq. 3 sums over: the loss then has the size of other losses
   whatever the batch, so that clipping and weight decay mean the same. `paper` is eq. 3 to the letter.
-- A passage known to be relevant for a query is never one of its negatives; the paper takes every other passage.
+- A passage known to be relevant for a query, or a copy of one (`ExampleSet.relevant`), is never one of its negatives;
+  the paper takes every other passage.
 - Several positives of a query in a batch share its weight.
 - `within: query` (RankNet) and `within: cluster` (mixed datasets, whose scores need no common scale) are additions.
 - The paper trains plain pretrained checkpoints; name one in `model` to reproduce it.

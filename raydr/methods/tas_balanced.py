@@ -24,7 +24,7 @@ Departures from the paper:
 
 - The in-batch loss is a mean over pairs without each query's own, as in matchmaker; the printed sum is larger by about
   the batch size, and 0.75 was tuned for the mean.
-- Clustering is spherical by default (inner product), as in matchmaker; the paper's formula is `spherical=False`.
+- Clustering is spherical by default (inner product), as in matchmaker; the paper's formula is `spherical: false`.
 - A query is embedded once; matchmaker embeds it a second time for the pairwise negative, with another dropout.
 - The default checkpoint is the one installed with raydr; the paper starts from DistilBERT.
 
@@ -45,7 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydr.artifacts import fingerprint, is_finished, write_artifact
+from raydr.artifacts import artifacts_named_in, fingerprint, is_finished, write_artifact
 from raydr.config import Component
 from raydr.data.examples import ExampleSet
 from raydr.encoders.colbert import load_colbert
@@ -66,7 +66,7 @@ from raydr.models.pooling import Pooling
 from raydr.stages.supervision import ScoredPairs, read_clusters, read_pairs, write_clusters
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Tokens
 from raydr.train.sampling import BatchSampler, Group
-from raydr.train.trainer import MODEL
+from raydr.train.trainer import MODEL, settings_for
 
 if TYPE_CHECKING:
     from raydr.steps import Steps
@@ -116,6 +116,9 @@ class TasBalancedConfig(DualEncoderConfig):
     checkpoint as its folder says it is used; a bare language model is no retriever and needs one to be named."""
     num_clusters: int = Field(default=2000, ge=1)
     """Clusters of the training queries (k = 2000 for 400k queries in section 4.2)."""
+    spherical: bool = True
+    """Whether queries are clustered by inner product with centroids of length 1, as in matchmaker; otherwise by
+    distance, which is the paper's formula."""
     sampling: Literal["random", "tas", "tas_balanced"] = "tas_balanced"
     """`random` queries and pairs, `tas`: queries of one topic, `tas_balanced`: and margins spread evenly (Table 4)."""
     clusters_per_batch: int = Field(default=1, ge=1)
@@ -327,7 +330,7 @@ class TasBalanced(DualEncoderMethod):
         if not config.cross_encoder_steps:
             return config.cross_encoder
         changes = {"max_steps": config.cross_encoder_steps, "learning_rate": config.cross_encoder_learning_rate}
-        plan = steps.train_config.model_copy(update=changes)
+        plan = settings_for(config.cross_encoder, steps.train_config.model_copy(update=changes))
         model = steps.train(config.cross_encoder, plan, examples, "cross-encoder", dev=dev)
         args = {**config.cross_encoder.args, "model": str((model.path / MODEL).resolve())}
         return Component(import_path=config.cross_encoder.import_path, args=args)
@@ -343,22 +346,24 @@ class TasBalanced(DualEncoderMethod):
         args = {name: value for name, value in self.component.args.items() if name in shared}
         method = Component(import_path=COLBERT, args={**args, "scores": scores})
         changes = {"max_steps": config.colbert_steps, "learning_rate": config.colbert_learning_rate, "keep": "last"}
-        model = steps.train(method, steps.train_config.model_copy(update=changes), examples, "colbert")
+        plan = settings_for(method, steps.train_config.model_copy(update=changes))
+        model = steps.train(method, plan, examples, "colbert")
         return str((model.path / MODEL).resolve())
 
     def _clustered(self, steps: Steps, examples: ExampleSet, baseline: Component) -> Path:
         """The table of the queries' clusters."""
-        out, seed = steps.config.out / "clusters", steps.train_config.seed
-        settings = {
+        out = steps.config.out / "clusters"
+        how: dict[str, Any] = {
             "num_clusters": self.config.num_clusters,
-            "seed": seed,
-            "baseline": baseline.model_dump(mode="json"),
+            "spherical": self.config.spherical,
+            "seed": steps.train_config.seed,
         }
-        inputs = {"examples": examples.artifact}
-        if not is_finished(out, fingerprint("clusters", settings, {"examples": examples.artifact.fingerprint})):
+        settings = {**how, "baseline": baseline.model_dump(mode="json")}
+        inputs = {"examples": examples.artifact, **artifacts_named_in(settings)}
+        prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+        if not is_finished(out, fingerprint("clusters", settings, prints)):
             with write_artifact(out, kind="clusters", config=settings, inputs=inputs) as writer:
-                embeddings = dense(steps.embed_queries(baseline, examples))
-                clusters = cluster_queries(embeddings, num_clusters=self.config.num_clusters, seed=seed)
+                clusters = cluster_queries(dense(steps.embed_queries(baseline, examples)), **how)
                 write_clusters(out / CLUSTERS, examples.query_ids, clusters)
                 writer.counts["queries"] = len(examples)
         return (out / CLUSTERS).resolve()

@@ -1,7 +1,7 @@
 """`build_app`: the Serve application, from typed arguments. Names the deployments that a Serve config may override.
 
-Notable: Ingress (routes, searcher), Encoder, Shard0 .. Shard<D-1>, Bm25 and, where configured, Reranker. Fan-out and
-merge run inside the Ingress replica, because a deployment of their own would put one more hop before every answer.
+Notable: Ingress (routes, searcher), Encoder, Shard0 .. Shard<D-1>, Bm25 and a Reranker_<name> each. Fan-out
+and merge run inside the Ingress replica, because a deployment of their own would put one more hop before every answer.
 With `colocate` the encoder, the shards and the word side are in the Ingress replica as well, and it alone is scaled.
 The index to serve is the Ingress's `user_config`, so a new one is swapped in by editing the YAML and `serve deploy`;
 while a replica prepares it, it goes on answering with the one it has.
@@ -66,15 +66,15 @@ class Ingress:
         encoder: DeploymentHandle | None,
         shards: Sequence[DeploymentHandle],
         bm25: DeploymentHandle | None,
-        reranker: DeploymentHandle | None,
+        rerankers: dict[str, DeploymentHandle],
     ) -> None:
         self._args = args
         self._api_keys = api_keys
         self._own_encoder = Encoder(args.versions_held) if encoder is None else None
         if self._own_encoder is not None:
-            self._searcher = colocated_searcher(args, self._own_encoder, reranker=reranker)
+            self._searcher = colocated_searcher(args, self._own_encoder, rerankers=rerankers)
         else:
-            self._searcher = Searcher(args, encoder=encoder, shards=shards, bm25=bm25, reranker=reranker)
+            self._searcher = Searcher(args, encoder=encoder, shards=shards, bm25=bm25, rerankers=rerankers)
         self._swap: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -126,7 +126,10 @@ def build_app(args: AppArgs) -> Application:
             for number in range(num_deployments)
         ]
         bm25 = _deployed(Bm25, held, **_LIGHT) if args.bm25 else None
-    reranker = _deployed(Reranker, args.reranker, **_LIGHT) if args.reranker is not None else None
+    rerankers = {
+        name: _deployed(Reranker, component, name=f"Reranker_{name}", **_LIGHT)
+        for name, component in args.rerankers.items()
+    }
     return _deployed(
         Ingress,
         args.model_copy(update={"index": index}),
@@ -134,7 +137,7 @@ def build_app(args: AppArgs) -> Application:
         encoder,
         shards,
         bm25,
-        reranker,
+        rerankers,
         ray_actor_options={"num_cpus": 1 if args.colocate else 0.1},
         max_ongoing_requests=ongoing,
         max_queued_requests=ongoing,

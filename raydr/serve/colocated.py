@@ -11,7 +11,7 @@ replica, what `benchmarks/serve.py` runs without Ray as the floor, and what the 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from raydr.serve.config import AppArgs
@@ -48,19 +48,23 @@ class Direct:
 
 
 def colocated_searcher(
-    args: AppArgs, encoder: Encoder | None = None, *, reranker: Any = None, num_shard_deployments: int = 1
+    args: AppArgs,
+    encoder: Encoder | None = None,
+    *,
+    rerankers: Mapping[str, Any] | None = None,
+    num_shard_deployments: int = 1,
 ) -> Searcher:
     """A searcher over parts that live in this process; `use` gives it an index.
 
-    `reranker` is a handle of the Reranker deployment, if there is one; without, a configured reranker runs here too.
+    `rerankers` are handles of the Reranker deployments by name; without, the configured ones run here too.
     """
-    if reranker is None and args.reranker is not None:
-        reranker = Direct(Reranker(args.reranker))
+    if rerankers is None:
+        rerankers = {name: Direct(Reranker(component)) for name, component in args.rerankers.items()}
     numbers = range(num_shard_deployments)
     return Searcher(
         args,
         encoder=Direct(encoder or Encoder(args.versions_held)),
         shards=[Direct(Shard(number, num_shard_deployments, args.versions_held)) for number in numbers],
         bm25=Direct(Bm25(args.versions_held)) if args.bm25 else None,
-        reranker=reranker,
+        rerankers=rerankers,
     )

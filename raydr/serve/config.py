@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +21,9 @@ from raydr.index.fusion import FusionConfig
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Names by which only this machine can mean itself."""
+
+
+RerankerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class ApiKey(Config):
@@ -59,7 +63,9 @@ class Limits(Config):
     inputs: int = Field(default=256, ge=1)
     """Most texts in one embeddings request."""
     documents: int = Field(default=1000, ge=1)
-    """Most documents in one rerank request."""
+    """Most documents in one rerank request, and most hits reordered per query of a search."""
+    rerank_timeout_s: float = Field(default=20.0, gt=0)
+    """A search waits so long for its reranker; then it fails or keeps the first order, as it asked."""
     ids: int = Field(default=10_000, ge=1, le=MAX_IDS)
     """Most entries of `allow_ids` and of `exclude_ids`."""
     filter_values: int = Field(default=1000, ge=1)
@@ -86,10 +92,12 @@ class AppArgs(Config):
     `j % shard_deployments == i`, so an index with another number of shards can be swapped in."""
     bm25: bool = True
     """Whether the word side of the index is served (a Bm25 deployment), where the index has one."""
-    reranker: Component | None = None
-    """A `raydr.protocols.Reranker` by import path; null: the rerank routes answer 501."""
-    reranker_name: str = Field(default="reranker", pattern=r"^[\w./:-]{1,128}$")
-    """Name of the reranker in `/v1/models`."""
+    rerankers: dict[RerankerName, Component] = Field(default_factory=dict)
+    """`raydr.protocols.Reranker`s, or methods that build one, by the name that requests and `/v1/models` know them by;
+    the first is used where a request names none. Each is a deployment of its own, `Reranker_<name>`. Empty: the rerank
+    routes answer 501."""
+    rerank_depth: int = Field(default=20, ge=1)
+    """search with `rerank`: hits that are reordered where the request does not say."""
     api_keys: list[ApiKey] = Field(default_factory=list)
     """Who may call the routes that search and embed; empty (and no `api_keys_env`): everyone who can reach the port."""
     api_keys_env: str | None = None

@@ -67,8 +67,14 @@ class Service(Protocol):
         """Embeddings, number of tokens read, name of the model."""
         ...
 
-    async def rerank(self, query: str, documents: Sequence[str], *, request_id: str) -> list[tuple[int, float]]:
-        """(place in `documents`, score), best first. Raises `ApiError` 501 without a reranker."""
+    def reranker_name(self, asked: str | None) -> str:
+        """The reranker a request means. Raises `ApiError` 501 without any, 404 for a name that is not there."""
+        ...
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, model: str | None = None, request_id: str
+    ) -> list[tuple[int, float]]:
+        """(place in `documents`, score), best first. Raises `ApiError` like `reranker_name`."""
         ...
 
     def models(self) -> ModelList: ...
@@ -131,10 +137,8 @@ def _add_rerank(app: FastAPI, service: Service, args: AppArgs) -> None:
         """Scores documents for a query, best first (Cohere's and Jina's shape)."""
         check_rerank(body, args.limits)
         request_id = request.state.request_id
-        # Without a reranker the answer is 501 whatever model is named: there is none to name.
-        if args.reranker is not None:
-            _check_model(body.model, service, "rerank")
-        ranked = await service.rerank(body.query, body.documents, request_id=request_id)
+        model = service.reranker_name(body.model)
+        ranked = await service.rerank(body.query, body.documents, model=model, request_id=request_id)
         results = [
             RerankItem(
                 index=index,
@@ -146,7 +150,7 @@ def _add_rerank(app: FastAPI, service: Service, args: AppArgs) -> None:
         # A reranker does not report tokens; clients only need the fields to be there.
         meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
         usage = Usage(prompt_tokens=0, total_tokens=0)
-        return _json(RerankAnswer(id=request_id, model=args.reranker_name, results=results, usage=usage, meta=meta))
+        return _json(RerankAnswer(id=request_id, model=model, results=results, usage=usage, meta=meta))
 
     for version in ("v1", "v2"):
         app.post(

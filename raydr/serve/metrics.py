@@ -8,12 +8,13 @@ docs/operations.md). Queue lengths of handles and replicas are Serve's own serie
 | --- | --- | --- |
 | raydr_requests_total | route, status | answers |
 | raydr_request_latency_ms | route | time in the ingress |
-| raydr_stage_latency_ms | stage, mode | encode, search, bm25, refine, passages, as the searcher waits for them |
+| raydr_stage_latency_ms | stage, mode | encode, search, bm25, refine, passages, rerank: what the searcher waits |
 | raydr_shard_search_ms | shard | FAISS alone, inside a shard's replica |
 | raydr_batch_texts, raydr_batch_tokens | side | what the encoder ran at once (tokens estimated from characters) |
 | raydr_batch_wait_ms, raydr_encode_queue_length | side | how long a text waited for its batch; how many wait |
 | raydr_index_info | index_version, encoder_version | 1 for the live version, 0 for one swapped out |
 | raydr_index_swaps_total | outcome | swaps done and failed |
+| raydr_rerank_failures_total | reranker, code | searches whose reranker did not answer |
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ def _metrics() -> dict[str, Any]:
         "queue": Gauge("raydr_encode_queue_length", "Requests waiting for the encoder."),
         "index": Gauge("raydr_index_info", "1: live.", tag_keys=("index_version", "encoder_version")),
         "swaps": Counter("raydr_index_swaps_total", "Index swaps.", tag_keys=("outcome",)),
+        "rerank_failures": Counter(
+            "raydr_rerank_failures_total", "Searches whose reranker did not answer.", tag_keys=("reranker", "code")
+        ),
     }
 
 
@@ -76,6 +80,10 @@ def record_batch(side: str, *, texts: int, tokens: int, waits_s: list[float], qu
 
 def record_live_index(index_version: str, encoder_version: str, *, live: bool) -> None:
     _metrics()["index"].set(int(live), tags={"index_version": index_version, "encoder_version": encoder_version})
+
+
+def record_rerank_failure(reranker: str, code: str) -> None:
+    _metrics()["rerank_failures"].inc(tags={"reranker": reranker, "code": code})
 
 
 def record_swap(outcome: str) -> None:

@@ -1,37 +1,64 @@
-"""The Reranker deployment: any `raydr.protocols.Reranker`, named in the application's args, behind the rerank routes.
+"""A Reranker deployment: any `raydr.protocols.Reranker`, named in the application's args, behind search and rerank.
 
-args: {reranker: {import_path: "mypackage.rerankers:Lexical", args: {}}}
-args: {reranker: {import_path: "raydr.methods.cross_encoder:CrossEncoderRanker", args: {model: OUT/train/model}}}
+Notable: a reranker that is asynchronous, such as those over vLLM, works on many requests at a time, and its engine puts
+their windows into one batch; any other runs in a thread, one request at a time. When the engine's process dies every
+request in work gets a 503 that says so, Serve's health check fails and Serve replaces the replica. A caller that leaves
+takes its prompts out of the engine.
+
+    args: {rerankers: {first: {import_path: "raydr.methods.first:First", args: {engine: {model: OUT/train/model}}}}}
+    args: {rerankers: {lexical: {import_path: "mypackage.rerankers:Lexical", args: {}}}}
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from raydr.config import Component
 from raydr.encoders.factory import build_ranker
 from raydr.errors import ConfigError
+from raydr.llm.engine import EngineError
 from raydr.protocols import Reranker as RerankerProtocol
+from raydr.serve.errors import ApiError
 from raydr.types import Hit, Passage, Query
 
 
 class Reranker:
-    """One replica. The reranker runs in a thread, one request at a time."""
+    """One replica."""
 
     def __init__(self, component: Component) -> None:
         reranker = build_ranker(component)
         if not isinstance(reranker, RerankerProtocol):
             raise ConfigError(f"reranker {component.import_path}: {type(reranker).__name__} has no method rerank")
-        self._reranker: RerankerProtocol = reranker
+        self._reranker: Any = reranker
+        self._is_async = hasattr(reranker, "rerank_async")
         self._turn = asyncio.Lock()
+        if hasattr(reranker, "start"):
+            reranker.start()  # now, so that a replica that is ready answers, and one that cannot says so
 
-    async def rerank(self, query: str, documents: Sequence[str], *, request_id: str) -> list[tuple[int, float]]:
-        """(place in `documents`, score), best first; equal scores keep the order of the request."""
-        # The documents come in no order, so all enter with the same score.
-        passages = {str(place): Passage(str(place), text) for place, text in enumerate(documents)}
-        hits = [Hit(passage_id, 0.0) for passage_id in passages]
-        async with self._turn:
-            ranked = await asyncio.to_thread(self._reranker.rerank, Query(request_id, query), hits, passages)
-        places = [(int(hit.passage_id), float(hit.score)) for hit in ranked]
-        return sorted(places, key=lambda place_and_score: (-place_and_score[1], place_and_score[0]))
+    async def rerank(self, query: str, passages: Sequence[Passage], *, request_id: str) -> list[tuple[int, float]]:
+        """(place in `passages`, score), best first, in the order the reranker gives."""
+        # They come in some order, which equal scores keep; their ids may repeat, their places do not.
+        by_place = {str(place): passage._replace(passage_id=str(place)) for place, passage in enumerate(passages)}
+        hits = [Hit(place, 0.0) for place in by_place]
+        asked = Query(request_id, query)
+        try:
+            if self._is_async:
+                ranked = await self._reranker.rerank_async(asked, hits, by_place)
+            else:
+                async with self._turn:
+                    ranked = await asyncio.to_thread(self._reranker.rerank, asked, hits, by_place)
+        except EngineError as error:
+            raise ApiError(503, "reranker_unavailable", f"the reranker: {error}", retry_after_s=5.0) from error
+        return [(int(hit.passage_id), float(hit.score)) for hit in ranked]
+
+    async def check_health(self) -> None:
+        """Asked by Serve every few seconds; raising makes it replace the replica."""
+        if hasattr(self._reranker, "check"):
+            await self._reranker.check()
+
+    def __del__(self) -> None:
+        """Serve calls this when the replica is stopped."""
+        if hasattr(self, "_reranker") and hasattr(self._reranker, "close"):
+            self._reranker.close()

@@ -71,6 +71,14 @@ class SearchRequest(Shape):
     """Only these passages."""
     exclude_ids: list[str] = Field(default_factory=list)
     """None of these passages."""
+    rerank: bool = False
+    """Whether a reranker reorders the first hits."""
+    reranker: str | None = None
+    """Which one, by its name in `GET /v1/models`; null: the server's first."""
+    rerank_depth: int | None = Field(default=None, ge=1)
+    """How many hits are reordered; null: as the server is set, and at least `k`."""
+    on_rerank_failure: Literal["error", "keep_order"] = "error"
+    """What a reranker that does not answer means: an error, or the first order, marked in the answer."""
     fields: list[HitField] = Field(default=["title", "text", "highlights", "metadata"])
     """What a hit carries beside `id` and `score`."""
 
@@ -112,7 +120,10 @@ class SearchHit(Answer):
 
     id: str
     score: float
-    """Larger is better; scores of different modes are not comparable."""
+    """Larger is better; scores of different modes, and of rerankers, are not comparable. Behind `rerank_depth` the
+    first score stands here."""
+    retrieval_score: float | None = None
+    """The score it was found with, where a reranker gave it another."""
     title: str | None = None
     text: str | None = None
     highlights: Highlights | None = None
@@ -124,6 +135,18 @@ class QueryResult(Answer):
 
     query: str
     hits: list[SearchHit]
+
+
+class Reranking(Answer):
+    """What reordered the hits."""
+
+    model: str
+    depth: int
+    """Hits per query that were given to it."""
+    applied: bool = True
+    """False where it failed and the first order was kept."""
+    reason: str | None = None
+    """Why it was not applied."""
 
 
 class SearchAnswer(Answer):
@@ -139,6 +162,7 @@ class SearchAnswer(Answer):
     query: str | None = None
     hits: list[SearchHit] | None = None
     results: list[QueryResult] | None = None
+    reranking: Reranking | None = None
     timings_ms: dict[str, float]
     """Wall time of each stage that ran; `total` is the time in the server."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,7 +27,17 @@ from raydr.serve.config import AppArgs
 from raydr.serve.encoder import EncoderInfo
 from raydr.serve.errors import ApiError
 from raydr.serve.highlight import highlight
-from raydr.serve.schema import Mode, ModelCard, ModelList, QueryResult, SearchAnswer, SearchHit, SearchRequest, Status
+from raydr.serve.schema import (
+    Mode,
+    ModelCard,
+    ModelList,
+    QueryResult,
+    Reranking,
+    SearchAnswer,
+    SearchHit,
+    SearchRequest,
+    Status,
+)
 from raydr.serve.shard import IndexInfo, Ranked, Selection, read_index_info
 from raydr.serve.versions import IndexRef
 from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE, Hit, Passage
@@ -52,17 +62,25 @@ class Live(NamedTuple):
 
 
 class Searcher:
-    """Answers for one Ingress replica. `encoder`, `shards`, `bm25` and `reranker` are deployment handles.
+    """Answers for one Ingress replica. `encoder`, `shards`, `bm25` and `rerankers` are deployment handles.
 
     Anything with the same `handle.method.remote(...)` does, so the whole path also runs in one process.
     """
 
-    def __init__(self, args: AppArgs, *, encoder: Any, shards: Sequence[Any], bm25: Any = None, reranker: Any = None):
+    def __init__(
+        self,
+        args: AppArgs,
+        *,
+        encoder: Any,
+        shards: Sequence[Any],
+        bm25: Any = None,
+        rerankers: Mapping[str, Any] | None = None,
+    ) -> None:
         self._args = args
         self._encoder = encoder
         self._shards = shards
         self._bm25 = bm25
-        self._reranker = reranker
+        self._rerankers = dict(rerankers or {})
         self._live: Live | None = None
         self._status = Status(status="loading")
 
@@ -134,8 +152,7 @@ class Searcher:
                     metadata_columns=index.metadata_columns,
                 )
             )
-        if self._reranker is not None:
-            cards.append(ModelCard(id=self._args.reranker_name, created=0, capabilities=["rerank"]))
+        cards += [ModelCard(id=name, created=0, capabilities=["rerank"]) for name in self._rerankers]
         return ModelList(data=cards)
 
     async def embed(
@@ -145,18 +162,33 @@ class Searcher:
         encoded = await call(self._encoder.encode_counted.remote(live.ref, texts, side, request_id=request_id))
         return encoded.embeddings, encoded.num_tokens, self._model_name(live)
 
-    async def rerank(self, query: str, documents: Sequence[str], *, request_id: str) -> list[tuple[int, float]]:
-        if self._reranker is None:
-            message = "no reranker is configured on this server; set `reranker` in the application's args"
+    def reranker_name(self, asked: str | None) -> str:
+        """The reranker that a request means: the one it names, or the first. Raises `ApiError` 501 without any, 404 for
+        a name that is not there.
+        """
+        if not self._rerankers:
+            message = "no reranker is configured on this server; set `rerankers` in the application's args"
             raise ApiError(501, "reranker_not_configured", message)
-        return await call(self._reranker.rerank.remote(query, documents, request_id=request_id))
+        name = asked if asked is not None else next(iter(self._rerankers))
+        if name not in self._rerankers:
+            message = f"no reranker {name!r} here; there is: {', '.join(self._rerankers)}"
+            raise ApiError(404, "model_not_found", message, param="model")
+        return name
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, model: str | None = None, request_id: str
+    ) -> list[tuple[int, float]]:
+        reranker = self._rerankers[self.reranker_name(model)]
+        passages = [Passage(str(place), text) for place, text in enumerate(documents)]
+        return await call(reranker.rerank.remote(query, passages, request_id=request_id))
 
     async def search(self, request: SearchRequest, *, request_id: str) -> SearchAnswer:
         live = self._require_live()
         if request.mode != "dense" and not self._uses_bm25(live.index):
             raise ApiError(422, "invalid_value", "mode: this index has no word side, only dense", param="mode")
         live.index.check(request.filters)
-        search = _Search(self, live, request, request_id)
+        reranker = self.reranker_name(request.reranker) if request.rerank else None
+        search = _Search(self, live, request, request_id, reranker)
         results = await search.run()
         metrics.record_stages(search.timings_ms, request.mode)
         single = request.query is not None
@@ -169,6 +201,7 @@ class Searcher:
             query=request.query,
             hits=results[0].hits if single else None,
             results=None if single else results,
+            reranking=search.reranking,
             timings_ms=search.timings_ms,
         )
 
@@ -176,11 +209,30 @@ class Searcher:
         return self._args.model_name or live.encoder.name
 
 
+class _Found(NamedTuple):
+    """A hit on its way: its row, its score, and its first score where a reranker gave it another."""
+
+    row: int
+    score: float
+    retrieval_score: float | None = None
+
+
+def _found(top: TopK) -> list[list[_Found]]:
+    return [
+        [_Found(row, score) for row, score in zip(rows, scores, strict=True)]
+        for rows, scores in zip(top.rows.tolist(), top.scores.tolist(), strict=True)
+    ]
+
+
 class _Search:
     """One request on its way through the stages."""
 
-    def __init__(self, searcher: Searcher, live: Live, request: SearchRequest, request_id: str) -> None:
+    def __init__(
+        self, searcher: Searcher, live: Live, request: SearchRequest, request_id: str, reranker: str | None
+    ) -> None:
         self._of = searcher
+        self._reranker = reranker
+        self.reranking = None if reranker is None else Reranking(model=reranker, depth=self._depth(request))
         self._live = live
         self._request = request
         self._request_id = request_id
@@ -194,17 +246,23 @@ class _Search:
         fields: set[str] = set(self._request.fields)
         started = time.perf_counter()
         top = await self._rank(texts)
+        if self.reranking is not None:
+            await self._fetch(top.rows[:, : self.reranking.depth])
+            lists = await self._reranked(texts, top, self.reranking)
+        else:
+            lists = _found(top)
+        lists = [[found for found in line if found.row >= 0][: self._request.k] for line in lists]
         if fields:
-            await self._fetch(top.rows)
+            await self._fetch(np.array([found.row for line in lists for found in line], dtype=np.int64))
         results = [
-            QueryResult(query=text, hits=self._hits(text, scores, rows, fields))
-            for text, scores, rows in zip(texts, top.scores.tolist(), top.rows.tolist(), strict=True)
+            QueryResult(query=text, hits=[self._hit(text, found, fields) for found in line])
+            for text, line in zip(texts, lists, strict=True)
         ]
         self.timings_ms["total"] = _ms_since(started)
         return results
 
     async def _rank(self, texts: Sequence[str]) -> TopK:
-        k = self._request.k
+        k = max(self._request.k, self.reranking.depth if self.reranking is not None else 0)
         if self._request.mode == "dense":
             return await self._dense(texts, k)
         if self._request.mode == "bm25":
@@ -268,11 +326,40 @@ class _Search:
         record = self._passages[row]
         return Passage(record[PASSAGE_ID], record[TEXT] or "", record.get(TITLE) or "")
 
-    def _hits(self, query: str, scores: list[float], rows: list[int], fields: set[str]) -> list[SearchHit]:
-        return [self._hit(query, score, row, fields) for score, row in zip(scores, rows, strict=True) if row >= 0]
+    def _depth(self, request: SearchRequest) -> int:
+        """Hits that are reordered: as asked; else so many as the server sets, and at least those that are shown."""
+        return request.rerank_depth or max(request.k, self._of._args.rerank_depth)
 
-    def _hit(self, query: str, score: float, row: int, fields: set[str]) -> SearchHit:
-        hit = SearchHit(id=self._ids[row], score=score)
+    async def _reranked(self, texts: Sequence[str], top: TopK, reranking: Reranking) -> list[list[_Found]]:
+        """Each query's first `depth` hits in the reranker's order and with its scores, the others behind them."""
+        reranker = self._of._rerankers[reranking.model]
+        firsts = _found(top)
+        heads = [[found for found in line[: reranking.depth] if found.row >= 0] for line in firsts]
+        calls = [
+            call(
+                reranker.rerank.remote(text, [self._passage(found.row) for found in head], request_id=self._request_id)
+            )
+            for text, head in zip(texts, heads, strict=True)
+        ]
+        limit_s = self._of._args.limits.rerank_timeout_s
+        try:
+            ranked = await self._timed("rerank", asyncio.wait_for(asyncio.gather(*calls), limit_s))
+        except (ApiError, TimeoutError) as error:
+            failure = error if isinstance(error, ApiError) else _timed_out(limit_s)
+            metrics.record_rerank_failure(reranking.model, failure.code)
+            if self._request.on_rerank_failure == "error":
+                raise failure from None
+            self.reranking = reranking.model_copy(update={"applied": False, "reason": failure.message})
+            return firsts
+        lists = []
+        for line, head, order in zip(firsts, heads, ranked, strict=True):
+            new = [head[place]._replace(score=score, retrieval_score=head[place].score) for place, score in order]
+            lists.append([*new, *line[len(head) :]])
+        return lists
+
+    def _hit(self, query: str, found: _Found, fields: set[str]) -> SearchHit:
+        row = found.row
+        hit = SearchHit(id=self._ids[row], score=found.score, retrieval_score=found.retrieval_score)
         if fields:
             record = self._passages[row]
             title, text = record.get(TITLE) or "", record[TEXT] or ""
@@ -314,6 +401,11 @@ async def call(response: Any) -> Any:
 
 def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, (RaydrError, ApiError)) else f"{type(error).__name__}, see the log"
+
+
+def _timed_out(limit_s: float) -> ApiError:
+    message = f"the reranker did not answer within {limit_s:g} s; ask for fewer hits (rerank_depth) or try again"
+    return ApiError(504, "rerank_timeout", message, retry_after_s=1.0)
 
 
 def _ms_since(started: float) -> float:

@@ -1,4 +1,4 @@
-"""Settings of the stages: what `embed:`, `search:` and `mine:` in a run's YAML may say."""
+"""Settings of the stages: what `embed:`, `search:`, `mine:` and `score:` in a run's YAML may say."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from raydr.index.fusion import FusionConfig
 Source: TypeAlias = Literal["model", "bm25", "random"]
 
 
-class EmbedConfig(Config):
-    """Embedding a corpus. Nothing here changes the embeddings."""
+class PoolConfig(Config):
+    """The Ray actors of a stage that works block by block."""
 
-    passages_per_block: int = Field(default=2048, ge=1)
-    """Passages per call of the encoder and per file: what an interruption costs at most, per worker."""
     num_workers: tuple[int, int] | None = None
-    """On Ray: fewest and most encoder actors; null: from one to as many as the cluster's CPUs (or GPUs)
-    hold, starting with all of them."""
+    """On Ray: fewest and most actors; null: from one to as many as the cluster's CPUs (or GPUs) hold, starting with all
+    of them."""
     worker_cpus: float | None = Field(default=None, gt=0)
     """On Ray: CPUs of each actor, which are also its threads; null: those of the smallest node, at most 4."""
     worker_gpus: float = Field(default=0.0, ge=0)
@@ -32,6 +30,20 @@ class EmbedConfig(Config):
         if value is not None and not 1 <= value[0] <= value[1]:
             raise ValueError("write [fewest, most] with 1 <= fewest <= most")
         return value
+
+
+class EmbedConfig(PoolConfig):
+    """Embedding a corpus. Nothing here changes the embeddings."""
+
+    passages_per_block: int = Field(default=2048, ge=1)
+    """Passages per call of the encoder and per file: what an interruption costs at most, per worker."""
+
+
+class ScoreConfig(PoolConfig):
+    """Scoring training examples with a ranker, for methods that learn from one. Nothing here changes the scores."""
+
+    queries_per_block: int = Field(default=32, ge=1)
+    """Queries, each with all its positives and negatives, per call of the ranker."""
 
 
 class SearchConfig(Config):

@@ -12,10 +12,7 @@ its rows embedded again.
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +20,11 @@ import pyarrow as pa
 
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
-from raydr.errors import ConfigError
 from raydr.progress import followed
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
+from raydr.stages.pool import smallest_node_cpus, worker_pool
 from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE
 
 if TYPE_CHECKING:
@@ -36,9 +33,6 @@ if TYPE_CHECKING:
     from raydr.protocols import Stage
 
 CHECKPOINTS = ".ray_checkpoints"
-_CPUS_LEFT_FREE = 2
-_MOST_WORKER_CPUS = 4
-"""More threads than this help one encoder less than a second encoder does."""
 
 
 class _EmbedActor:
@@ -143,39 +137,3 @@ def embed_files(
         dataset = ray.data.read_parquet(files, columns=columns)
         embed_stage(build_encoder, config, tally=tally)(dataset).write_parquet(str(folder.resolve()))
     return ray.get(tally.work.remote())
-
-
-@dataclass(frozen=True)
-class WorkerPool:
-    """How many encoder actors there may be, and the CPUs that each of them reserves with Ray's scheduler."""
-
-    fewest: int
-    most: int
-    num_threads: int
-    reserved_cpus: int | float
-
-
-def smallest_node_cpus() -> float:
-    """CPUs of the cluster's smallest node that has any: an actor that wants more might find no place."""
-    import ray
-
-    return min((cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))), default=1)
-
-
-def worker_pool(config: EmbedConfig, resources: Mapping[str, float], node_cpus: float) -> WorkerPool:
-    """The pool for a cluster with these resources (`ray.cluster_resources()`), its smallest node having `node_cpus`.
-
-    Reading, writing and the filter of a resumed run each need a whole CPU from Ray's scheduler: actors that reserved
-    all of them would wait for ever for passages. So two CPUs always stay free, by reserving less than is used. Raises
-    `ConfigError` on a cluster that has not even two.
-    """
-    cpus = resources.get("CPU", 0)
-    if cpus < _CPUS_LEFT_FREE:
-        raise ConfigError(f"embed on Ray needs {_CPUS_LEFT_FREE} CPUs, this cluster has {cpus:g}; use runtime: local")
-    worker_cpus = config.worker_cpus or min(_MOST_WORKER_CPUS, node_cpus)
-    fitting = resources.get("GPU", 0) // config.worker_gpus if config.worker_gpus else cpus // worker_cpus
-    fewest, most = config.num_workers or (1, max(1, int(fitting)))
-    spare = min(worker_cpus, (cpus - _CPUS_LEFT_FREE) / most)
-    # Ray takes whole CPUs above one, and fractions below.
-    reserved_cpus = math.floor(spare) if spare >= 1 else math.floor(spare * 100) / 100
-    return WorkerPool(fewest, most, max(1, int(worker_cpus)), reserved_cpus)

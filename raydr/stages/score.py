@@ -2,18 +2,20 @@
 
 Notable: a ranker that does not change while its student is trained needs to score each pair once, not at every visit.
 Scores are stored beside the example set they belong to, in its order, and carry its fingerprint, so scores of other
-examples are refused.
+examples are refused. In this process and on Ray the same blocks are scored, so the scores are the same.
 
 | in the artifact (kind "scores") | columns |
 | --- | --- |
 | scores.parquet | row (of the example set), scores (of its positives, then of its negatives) |
 
-    scores = score_examples(examples, ranker, out, use_ray=True)
+    scores = score_examples(examples, ranker, ScoreConfig(), out, use_ray=True)
     open_scores(out, examples)[0]        # of query 0: positives first
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,16 +25,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.data.examples import ExampleSet
 from raydr.encoders.factory import build_ranker
 from raydr.errors import ArtifactError, ConfigError
 from raydr.progress import Progress
+from raydr.stages.config import ScoreConfig
+from raydr.stages.pool import smallest_node_cpus, worker_pool
 
 KIND = "scores"
 SCORES = "scores.parquet"
-_QUERIES_PER_BLOCK = 32
 _SCHEMA = pa.schema({"row": pa.int64(), "scores": pa.list_(pa.float32())})
 
 
@@ -43,25 +46,31 @@ class PairScorer(Protocol):
     def score(self, pairs: Any) -> Float32[np.ndarray, " pair"]: ...
 
 
-def score_examples(examples: ExampleSet, ranker: Component, out: Path, *, use_ray: bool) -> Artifact:
+def score_examples(
+    examples: ExampleSet, ranker: Component, config: ScoreConfig, out: Path, *, use_ray: bool
+) -> Artifact:
     """The scores of `ranker` in `out`; finished ones of the same examples and ranker stay.
 
-    `ranker` is a reranker, or a method that builds one. On Ray, one actor scores block after block on each CPU (or on a
-    GPU, by the ranker's own `device`). `details["ordered_share"]` says how many of the pairs (positive, negative) of a
+    `ranker` is a reranker, or a method that builds one. With `use_ray`, a pool of actors scores block after block, and
+    every node must see the same paths. `details["ordered_share"]` says how many of the pairs (positive, negative) of a
     query it puts in the right order; 0.5 is guessing. Raises `ConfigError` when `ranker` does not score pairs.
     """
     settings = {"ranker": ranker.model_dump(mode="json")}
-    if is_finished(out, fingerprint(KIND, settings, {"examples": examples.artifact.fingerprint})):
+    inputs = {"examples": examples.artifact, **artifacts_named_in(settings)}
+    prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    if is_finished(out, fingerprint(KIND, settings, prints)):
+        print(f"score: {out} has these scores already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
-    blocks = [range(start, min(start + _QUERIES_PER_BLOCK, len(examples))) for start in _starts(len(examples))]
+    starts = range(0, len(examples), config.queries_per_block)
+    blocks = [range(start, min(start + config.queries_per_block, len(examples))) for start in starts]
     with (
-        write_artifact(out, kind=KIND, config=settings, inputs={"examples": examples.artifact}) as writer,
+        write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer,
         Progress("score", total=len(examples), unit="query") as progress,
         pq.ParquetWriter(out / SCORES, _SCHEMA) as file,
     ):
         num_right = num_pairs = 0
         path = examples.artifact.path.resolve()
-        tables = _on_ray(blocks, ranker, path) if use_ray else map(_Scorer(ranker, path), blocks)
+        tables = _on_ray(blocks, ranker, config, path) if use_ray else map(_Scorer(ranker, path), blocks)
         for table in tables:
             file.write_table(table)
             for row, own in zip(table["row"].to_pylist(), table["scores"].to_pylist(), strict=True):
@@ -83,10 +92,6 @@ def open_scores(path: str | Path, examples: ExampleSet) -> list[Float32[np.ndarr
     return [np.asarray(value.values, dtype=np.float32) for value in table["scores"]]
 
 
-def _starts(count: int) -> range:
-    return range(0, count, _QUERIES_PER_BLOCK)
-
-
 class _Scorer:
     """Scores blocks of queries; built where it runs."""
 
@@ -105,26 +110,36 @@ class _Scorer:
         return pa.table({"row": list(block), "scores": [own.tolist() for own in scores]}, schema=_SCHEMA)
 
 
-def _on_ray(blocks: list[range], ranker: Component, path: Path) -> Iterator[pa.Table]:
+class _ScoreActor:
+    """A `_Scorer` in a Ray actor."""
+
+    def __init__(self, ranker: Component, path: Path, num_threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray would derive it from the CPUs reserved for scheduling
+        self._score = _Scorer(ranker, path)
+
+    def __call__(self, plan: pa.Table) -> pa.Table:
+        bounds = zip(plan["first"].to_pylist(), plan["last"].to_pylist(), strict=True)
+        return pa.concat_tables([self._score(range(first, last)) for first, last in bounds])
+
+
+def _on_ray(blocks: list[range], ranker: Component, config: ScoreConfig, path: Path) -> Iterator[pa.Table]:
     """The blocks over a pool of actors, in any order."""
     import ray.data
 
-    class Actor:
-        def __init__(self) -> None:
-            self._score = _Scorer(ranker, path)
-
-        def __call__(self, table: pa.Table) -> pa.Table:
-            bounds = zip(table["first"].to_pylist(), table["last"].to_pylist(), strict=True)
-            return pa.concat_tables([self._score(range(first, last)) for first, last in bounds])
-
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    pool = worker_pool(config, ray.cluster_resources(), smallest_node_cpus())
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
-        rows = [pa.table({"first": [block.start], "last": [block.stop]}) for block in blocks]
-        # Reserves little, as the embedding pool does: the readers before it need a whole CPU each.
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus // 2))
-        scored = ray.data.from_arrow(rows).map_batches(
-            Actor, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=0.5, zero_copy_batch=True
+        plans = [pa.table({"first": [block.start], "last": [block.stop]}) for block in blocks]
+        # Not `from_arrow`, which sends a task of one CPU to look at the tables.
+        scored = ray.data.from_blocks(plans).map_batches(
+            _ScoreActor,
+            fn_constructor_args=(ranker, path, pool.num_threads),
+            batch_format="pyarrow",
+            batch_size=None,
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
+            num_cpus=pool.reserved_cpus,
+            num_gpus=config.worker_gpus,
         )
         yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
 
-from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.config import Component
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ArtifactError, ConfigError, DataError
@@ -65,13 +66,15 @@ def search_corpus(
     reader = IndexReader.open(index_path, device=config.device, num_threads=config.num_threads)
     if corpus is not None and reader.artifact.manifest.inputs["corpus"] != corpus.artifact.fingerprint:
         raise ArtifactError(f"{reader.path}: not an index of the corpus in {corpus.path}; build the index again")
+    method = getattr(build_encoder, "method", build_encoder)
     # An index can change under its fingerprint (add, delete), so its version is part of what decides the outcome.
     settings = config.model_dump(mode="json") | {
         "index_version": reader.version,
         "queries": hashlib.sha256(json.dumps([(q.query_id, q.text) for q in queries]).encode()).hexdigest(),
-        "method": str(getattr(build_encoder, "method", build_encoder)),
+        "method": method.model_dump(mode="json") if isinstance(method, Component) else str(method),
     }
-    inputs = {"index": reader.artifact}
+    # The version stands for the encoder, and says nothing of what refines and reranks.
+    inputs = {"index": reader.artifact, **artifacts_named_in({"method": settings["method"]})}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
         print(f"search: {out} has this run already", file=sys.stderr)

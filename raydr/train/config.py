@@ -108,6 +108,11 @@ class TrainConfig(Config):
                 f"batch_size {self.batch_size} cannot be shared evenly by {self.num_workers} workers; "
                 f"take {self.batch_size // self.num_workers * self.num_workers or self.num_workers}"
             )
+        if self.num_workers > 1 and self.worker_gpus % 1:
+            raise ValueError(
+                f"worker_gpus {self.worker_gpus:g}: NCCL lets no two workers share a GPU; set worker_gpus: 1, or "
+                "num_workers: 1"
+            )
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError("offload needs ZeRO: set zero_stage to 1 or more (3 for offload: all)")
         if self.precision == "bfloat16" and self.zero_stage == 0:

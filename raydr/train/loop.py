@@ -3,14 +3,14 @@
 Notable: everything that a step depends on is a function of the config and the step's number (batches, negatives,
 learning rate) or is in the checkpoint (weights, optimiser, random states), so a run that was killed goes on as if
 nothing had happened: its curve is that of the uninterrupted run. A loss that is not a number stops the run and leaves
-the batch that did it.
+the batch that did it. What is logged goes to metrics.jsonl and TensorBoard, and to whoever listens to Ray Train.
 
     TorchTrainer(train_worker, train_loop_config=Job(...).model_dump(mode="json"), ...)
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 import tempfile
@@ -24,12 +24,14 @@ from raydr.config import Component, Config
 from raydr.data.examples import ExampleSet
 from raydr.errors import RaydrError
 from raydr.train.config import TrainConfig
+from raydr.train.metrics import METRICS, append, drop_after
 
 BEST = "best"
 LAST = "last"
-METRICS = "metrics.jsonl"
 REFUSED = ".refused"
 """Why a worker gave up for good: what is wrong with the config or the data is no better on a second try."""
+_COLLECTED_EVERY_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+"""Ray Train's setting of how often it collects reports, one from each worker; a worker that has another one waits."""
 
 
 class Job(Config):
@@ -115,12 +117,18 @@ class _Training:
         self.step = 0
         self.best: float | None = None
         self.without_gain = 0
+        self.reported_at = time.perf_counter()
+        self.report_every_s = 2.5 * float(os.environ.get(_COLLECTED_EVERY_S, "2"))
 
     def run(self, start: Path | None) -> None:
         from raydr.train.batches import stream
 
         if start is not None:
             self._load(start)
+        if start == self.job.start:  # not a part of this run: its evaluations say nothing about what this one gains
+            self.best, self.without_gain = None, 0
+        if not self.worker_rank:
+            drop_after(self.job.out / METRICS, self.step)
         batches = stream(
             self.sampler,
             self.tokenizer,
@@ -136,32 +144,40 @@ class _Training:
             metrics = self._one_step(batches)
             self.step += 1
             tokens, seen = tokens + int(metrics.pop("tokens")), seen + 1
-            is_last = self.step == self.config.max_steps
-            if is_last or (self.config.evaluate_every and self.step % self.config.evaluate_every == 0):
-                self._evaluate()
-            if self.step % self.config.log_every == 0 or is_last:
+            since_report_s = metrics.pop("since_report_s")
+            measured = self._evaluate() if self._is_time(self.config.evaluate_every) else {}
+            is_logged = self._is_time(self.config.log_every)
+            if is_logged:
                 seconds = time.perf_counter() - started
-                self._log(metrics, steps_per_s=seen / seconds, tokens_per_s=tokens / seconds)
+                self._log({**metrics, "steps_per_s": seen / seconds, "tokens_per_s": tokens / seconds})
                 started, tokens, seen = time.perf_counter(), 0, 0
-            if self.step % self.config.checkpoint_every == 0 or is_last or self._is_out_of_patience():
-                self._checkpoint(metrics)
+            if self._is_time(self.config.checkpoint_every) or self._is_out_of_patience():
+                self._checkpoint({**metrics, **measured})
+            elif measured or (is_logged and since_report_s >= self.report_every_s):  # else it would wait
+                self._report({**metrics, **measured})
+
+    def _is_time(self, every: int) -> bool:
+        """Whether what is done every so many steps (0: never) is due; after the last step everything is."""
+        return self.step == self.config.max_steps or (every > 0 and self.step % every == 0)
 
     def _one_step(self, batches: Any) -> dict[str, float]:
         from raydr.train.distributed import mean_over_workers
 
         weight = 1 / self.config.accumulation_steps
-        totals: dict[str, float] = {}
-        batch = None
+        # The mean of what the workers' clocks say, because all of them must report or none.
+        totals: dict[str, float] = {"since_report_s": time.perf_counter() - self.reported_at}
+        done: list[tuple[Any, float]] = []
         for _ in range(self.config.accumulation_steps):
             batch = next(batches)
             output = self._backward(batch, weight)
-            figures = {"loss": output.loss.detach(), "tokens": _num_tokens(batch), **output.metrics}
+            done.append((batch, float(output.loss)))
+            figures = {"loss": done[-1][1], "tokens": _num_tokens(batch), **output.metrics}
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * (1 if name == "tokens" else weight)
         means = mean_over_workers(totals)
         means["tokens"] *= self.num_workers
-        if means["loss"] != means["loss"]:  # the sum over workers, so that all of them see it and stop together
-            self._stop_at_nan(batch)
+        if not math.isfinite(means["loss"]):  # the mean over workers, so that all of them see it and stop together
+            self._stop_at_nan(done)
         means["learning_rate"] = self.config.learning_rate_at(self.step)
         means["gradient_norm"] = self.engine.step(means["learning_rate"])
         return means
@@ -178,44 +194,47 @@ class _Training:
         self.engine.backward(output.loss * weight)
         return output
 
-    def _stop_at_nan(self, batch: Any) -> None:
+    def _stop_at_nan(self, done: list[tuple[Any, float]]) -> None:
+        """Saves the first of the step's batches that gave such a loss, on whatever worker: each saves its own share."""
+        from raydr.train.distributed import most_of_all_workers
         from raydr.train.dump import save_batch
 
-        file = save_batch(batch, self.job.out / f"nan-step-{self.step}-worker-{self.worker_rank}.safetensors")
+        own = next((number for number, (_, loss) in enumerate(done) if not math.isfinite(loss)), len(done))
+        number = -most_of_all_workers(-own, self.engine.device)
+        name = f"nan-step-{self.step}-worker-{{}}.safetensors"
+        save_batch(done[number][0], self.job.out / name.format(self.worker_rank))
         raise RaydrError(
-            f"the loss of step {self.step} is not a number; the batch of this worker is in {file} (queries "
-            f"{', '.join(batch.names[:3])}, ...). Usual causes: a learning rate that is too high, no clipping, "
-            "bfloat16 with a very low temperature"
+            f"the loss of step {self.step} is not a number; the batch that did it (number {number + 1} of the step's "
+            f"{len(done)}) is in {self.job.out / name.format('*')}: each worker's share, with the ids of its queries. "
+            "Usual causes: a learning rate that is too high, no clipping, bfloat16 with a very low temperature"
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> dict[str, float]:
+        """The dev measures by the names they are logged under; keeps the weights if they are the best so far."""
         from raydr.train.evaluate import evaluate
 
         if self.dev is None:
-            return
-        measured = evaluate(self.engine, self.dev, self.tokenizer)
-        value = measured[self.config.metric]
-        self._append({"step": self.step, **{f"dev_{name}": figure for name, figure in measured.items()}})
+            return {}
+        measured = {f"dev_{name}": value for name, value in evaluate(self.engine, self.dev, self.tokenizer).items()}
+        value = measured[f"dev_{self.config.metric}"]
+        self._log(measured)
         if self.best is None or value > self.best:
             self.best, self.without_gain = value, 0
             self._export(BEST)
         else:
             self.without_gain += 1
+        return measured
 
     def _is_out_of_patience(self) -> bool:
         return 0 < self.config.patience <= self.without_gain
 
-    def _log(self, metrics: dict[str, float], **rates: float) -> None:
-        self._append({"step": self.step, **metrics, **rates})
-
-    def _append(self, record: dict[str, float]) -> None:
-        """A line of metrics.jsonl, from worker 0; the driver shows progress and draws curves from this file."""
+    def _log(self, metrics: dict[str, float]) -> None:
+        """A record of worker 0; the driver shows progress and draws curves from metrics.jsonl."""
         if self.worker_rank:
             return
-        with (self.job.out / METRICS).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({name: float(f"{value:.8g}") for name, value in record.items()}) + "\n")
-        for name, value in record.items():
-            self.tensorboard.add_scalar(name, value, int(record["step"]))
+        append(self.job.out / METRICS, self.step, metrics)
+        for name, value in metrics.items():
+            self.tensorboard.add_scalar(name, value, self.step)
         self.tensorboard.flush()
 
     def _checkpoint(self, metrics: dict[str, float]) -> None:
@@ -227,23 +246,21 @@ class _Training:
             self.engine.save(folder, {"step": self.step, "best": self.best, "without_gain": self.without_gain})
             _save_random_state(folder / f"random-{self.worker_rank}.safetensors")
             self._export(LAST)
-            ray.train.report({"step": self.step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            self._report(metrics, ray.train.Checkpoint.from_directory(folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _report(self, metrics: dict[str, float], checkpoint: Any = None) -> None:
+        """Tells Ray Train; a barrier, so all workers make the same calls."""
+        import ray.train
+
+        ray.train.report({"step": self.step, **metrics}, checkpoint=checkpoint)
+        self.reported_at = time.perf_counter()
 
     def _load(self, folder: Path) -> None:
         state = self.engine.load(folder)
         self.step, self.best, self.without_gain = state["step"], state["best"], state["without_gain"]
         _load_random_state(folder / f"random-{self.worker_rank}.safetensors")
-        self._drop_later_lines()
-
-    def _drop_later_lines(self) -> None:
-        """Removes the log of steps that are about to be made again."""
-        log = self.job.out / METRICS
-        if self.worker_rank or not log.is_file():
-            return
-        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= self.step]
-        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def _export(self, name: str) -> None:
         """The weights as a folder that transformers and sentence-transformers open; replaces the one before whole."""

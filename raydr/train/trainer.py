@@ -1,7 +1,8 @@
 """The driver's side of training: a Ray Train job that leaves a `model` artifact, whatever dies on the way.
 
 Notable: Ray Train replaces workers that die and starts them from the last checkpoint; a driver that dies is started
-again with the same command, and the run goes on from there as well. What is handed on is a plain checkpoint folder.
+again with the same command, and the run goes on from there as well, also from a death after the last step. What is
+handed on is a plain checkpoint folder. A setting that the training would silently ignore is refused before it starts.
 
 | in the artifact | what |
 | --- | --- |
@@ -15,20 +16,28 @@ again with the same command, and the run goes on from there as well. What is han
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.artifacts import (
+    Artifact,
+    artifact_of,
+    artifacts_named_in,
+    fingerprint,
+    is_finished,
+    open_artifact,
+    write_artifact,
+)
 from raydr.config import Component
 from raydr.data.examples import ExampleSet
-from raydr.errors import RaydrError
+from raydr.errors import ConfigError, RaydrError
 from raydr.progress import followed
 from raydr.train.config import TrainConfig
-from raydr.train.loop import BEST, LAST, METRICS, REFUSED, Job, train_worker
+from raydr.train.loop import BEST, LAST, REFUSED, Job, train_worker
+from raydr.train.metrics import METRICS, read_metrics
 
 KIND = "model"
 MODEL = "model"
@@ -51,19 +60,23 @@ def train_model(
     """Trains `method` on `examples`; a finished artifact of the same is returned as it is.
 
     `start` is the `state` folder of an earlier artifact: weights, optimiser and count of steps go on from there, up to
-    `config.max_steps` in all. Every node must see the same paths. Raises `RaydrError` when training ends with an error.
+    `config.max_steps` in all. Every node must see the same paths. Raises `ConfigError` for a setting that means nothing
+    to this method or without dev examples, and `RaydrError` when training ends with an error.
     """
-    inputs = {"examples": examples.artifact, **({"dev": dev.artifact} if dev is not None else {})}
     settings = {
         "method": method.model_dump(mode="json"),
         "train": config.model_dump(mode="json", exclude=set(_PLACES)),
         "start": str(start) if start is not None else None,
         "keep_state": keep_state,
     }
+    inputs = {"examples": examples.artifact, **artifacts_named_in(settings)}
+    if dev is not None:
+        inputs["dev"] = dev.artifact
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
         print(f"train: {out} has this model already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
+    _check(method, config, has_dev=dev is not None)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs, resume=True) as writer:
         started = time.perf_counter()
         folder = out.resolve()
@@ -75,14 +88,15 @@ def train_model(
             out=folder,
             start=start.resolve() if start is not None else None,
         )
-        with followed("train", lambda: _steps_done(folder / METRICS), total=config.max_steps, unit="step"):
-            checkpoint = _fit(job, folder / _RUN)
-        chosen = BEST if config.keep == "best" and (folder / BEST).is_dir() else LAST
-        (folder / chosen).replace(folder / MODEL)
-        shutil.rmtree(folder / (BEST if chosen == LAST else LAST), ignore_errors=True)
-        if keep_state:
-            shutil.rmtree(folder / STATE, ignore_errors=True)
-            shutil.copytree(checkpoint, folder / STATE)
+        if not (folder / MODEL).is_dir():  # renamed last, so one that is there says that Ray Train has done its work
+            first = _steps_before(start)
+            with followed("train", lambda: max(first, _steps_done(folder)), total=config.max_steps, unit="step"):
+                checkpoint = _fit(job, folder / _RUN)
+            if keep_state:
+                shutil.rmtree(folder / STATE, ignore_errors=True)
+                shutil.copytree(checkpoint, folder / STATE)
+            has_best = config.keep == "best" and (folder / BEST).is_dir()
+            (folder / (BEST if has_best else LAST)).replace(folder / MODEL)
         records = read_metrics(folder / METRICS)
         _draw(records, folder / "curves.png")
         writer.details.update(
@@ -90,8 +104,50 @@ def train_model(
             method=method.model_dump(mode="json"),
             seconds=round(time.perf_counter() - started, 1),
         )
-    shutil.rmtree(out / _RUN, ignore_errors=True)
+        for name in (BEST, LAST, _RUN):
+            shutil.rmtree(folder / name, ignore_errors=True)
     return open_artifact(out, kind=KIND)
+
+
+def settings_for(method: Component, config: TrainConfig) -> TrainConfig:
+    """`config` without what the training of `method` would ignore: for one training of several under the same config,
+    where what is meant for the retriever must not stop its ranker. Says what it leaves out.
+    """
+    ignored = _ignored(method, config)
+    for name, reason in ignored.items():
+        print(f"train: {name} left out: {reason}", file=sys.stderr)
+    changes: dict[str, Any] = {"chunk_tokens": None} if "chunk_tokens" in ignored else {}
+    if "evaluate_every" in ignored:
+        changes |= {"evaluate_every": 0, "patience": 0}
+    return config.model_copy(update=changes)
+
+
+def _check(method: Component, config: TrainConfig, *, has_dev: bool) -> None:
+    for name, reason in _ignored(method, config).items():
+        raise ConfigError(f"train.{name}: {reason}")
+    if config.evaluate_every and not has_dev:
+        raise ConfigError(
+            "train.evaluate_every: there are no dev examples; name their split in mine.dev_split, or leave "
+            "evaluate_every and patience out"
+        )
+
+
+def _ignored(method: Component, config: TrainConfig) -> dict[str, str]:
+    """Settings that mean nothing to this method -> why, and the way out."""
+    built: Any = method.build()
+    found = {}
+    if config.evaluate_every and not built.is_measured_on_dev:
+        found["evaluate_every"] = f"{type(built).__name__} is not measured on dev examples; leave it and patience out"
+    if config.chunk_tokens is not None:
+        from raydr.train.objective import EmbeddingObjective
+
+        if not isinstance(built.build_objective(), EmbeddingObjective):
+            found["chunk_tokens"] = (
+                f"the loss of {type(built).__name__} is not one over an embedding of each text, which gradient caching "
+                "needs; leave it out, and save memory with a smaller batch_size and accumulation_steps, or with "
+                "activation_checkpointing"
+            )
+    return found
 
 
 def _fit(job: Job, storage: Path) -> Path:
@@ -139,22 +195,15 @@ def _cause(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The records of metrics.jsonl; a line that is being written is left out."""
-    if not file.is_file():
-        return []
-    records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+def _steps_before(start: Path | None) -> int:
+    """Steps that the artifact to go on from has done."""
+    earlier = artifact_of(start) if start is not None else None
+    return int(earlier.manifest.details["steps"]) if earlier is not None else 0
 
 
-def _steps_done(file: Path) -> int:
+def _steps_done(folder: Path) -> int:
     """By the log that worker 0 writes; a run that is resumed drops the lines it makes again."""
-    return max((int(record["step"]) for record in read_metrics(file)), default=0)
+    return max((int(record["step"]) for record in read_metrics(folder / METRICS)), default=0)
 
 
 def _summary(records: list[dict[str, float]], config: TrainConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from raydr.data.config import DataConfig
 from raydr.evaluation.config import EvaluateConfig
 from raydr.index.config import IndexConfig
 from raydr.runtime import Runtime
-from raydr.stages.config import EmbedConfig, MineConfig, SearchConfig
+from raydr.stages.config import EmbedConfig, MineConfig, ScoreConfig, SearchConfig
 from raydr.train.config import TrainConfig
 
 
@@ -42,3 +42,5 @@ class RunConfig(Config):
     """Training the method; null: it is used as it is."""
     mine: MineConfig = Field(default_factory=MineConfig)
     """Finding negatives for the queries of a training split."""
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    """Scoring them with a ranker, for methods that learn from one."""

@@ -31,7 +31,7 @@ from raydr.verbs.evaluate import evaluate
 from raydr.verbs.index import index
 from raydr.verbs.query import print_hits
 from raydr.verbs.search import search
-from raydr.verbs.serve import ask, check_port, prefer_few_hops, rerank, serving, wait_for_interrupt
+from raydr.verbs.serve import ask, check_port, prefer_few_hops, serving, wait_for_interrupt
 from raydr.verbs.train import train
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def demo(config: DemoConfig) -> None:
         baselines = {"BM25": runs["bm25"], "dense": runs["dense"]}
         evaluation = evaluate(run, name="search_hybrid", label="hybrid", baselines=baselines)
     print("\n" + (evaluation.path / "summary.txt").read_text(), flush=True)
-    served, reranker = config.out / "index", None
+    served, rerankers = config.out / "index", {}
     if config.train:
         with steps("Training retriever and ranker against each other (AR2): two short rounds on Ray Train"):
             method = _train(run)
-        served, reranker = config.out / LAST_ROUND / "index", method.build().ranker
+        served, rerankers = config.out / LAST_ROUND / "index", {"ar2": method.build().ranker}
         with steps("Evaluating what was trained beside the others"):
             trained = run.model_copy(update={"method": method})
             after = search(trained, name="search_trained", index=served)
@@ -107,19 +107,16 @@ def demo(config: DemoConfig) -> None:
             search(trained.model_copy(update={"search": reranked}), name="search_reranked", index=served)
             baselines = {"dense": runs["dense"], "BM25": runs["bm25"], "hybrid": runs["hybrid"], "AR2": after}
             label = "AR2 + ranker"
-            evaluation = evaluate(
-                run, name="search_reranked", label=label, to="evaluate_trained", baselines=baselines
-            )
+            evaluation = evaluate(run, name="search_reranked", label=label, to="evaluate_trained", baselines=baselines)
         print("\n" + (evaluation.path / "summary.txt").read_text())
     print(f"Plot: {evaluation.path / 'report.png'}   Report: {evaluation.path / 'report.html'}\n")
     if not config.serve:
         return
     with ExitStack() as stack:
         with steps("Deploying the encoder, the shards and the search page on Ray Serve"):
-            address = stack.enter_context(serving(served, host="127.0.0.1", port=config.port, reranker=reranker))
+            address = stack.enter_context(serving(served, host="127.0.0.1", port=config.port, rerankers=rerankers))
         for query in SAMPLE_QUERIES:
-            hits = ask(address, query, k=3)
-            print_hits(rerank(address, query, hits) if reranker is not None else hits, query=query)
+            print_hits(ask(address, query, k=3, rerank=bool(rerankers)), query=query)
         print(f"Done in {time.monotonic() - started:.0f} s.")
         print(f"Search page:    {address}")
         print(f"Ray dashboard:  {dashboard}   (asks for a token: ray get-auth-token)\n")

@@ -27,8 +27,8 @@ def evaluate(
     to: str = "evaluate",
     baselines: Mapping[str, Artifact] | None = None,
 ) -> Artifact:
-    """Measures the run in `out/<name>` under `label` (the search mode) into `out/<to>`; `baselines` stand beside it, the
-    first of them being what the others are tested against.
+    """Measures the run in `out/<name>`, called `label` (the search mode), into `out/<to>`; `baselines` stand beside it,
+    the first of them being what the others are tested against.
     """
     corpus = Corpus.open(config.out / "corpus")
     if not corpus.has_qrels:

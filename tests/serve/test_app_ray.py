@@ -50,7 +50,7 @@ class Server:
                     "args": {
                         "index": str(self.index),
                         "colocate": self.colocate,
-                        "reranker": {"import_path": "tiny_serving:LexicalReranker"},
+                        "rerankers": {"lexical": {"import_path": "tiny_serving:LexicalReranker"}},
                     },
                     "deployments": [
                         {**deployment, "user_config": {"index": str(index), **user_config}}
@@ -197,7 +197,7 @@ def test_the_openai_client_works(server, animals):
         np.testing.assert_allclose([item.embedding for item in answer.data], expected, atol=1e-5)
         assert answer.usage.prompt_tokens > 0
     assert len(client.embeddings.create(model="minilm", input="x", dimensions=32).data[0].embedding) == 32
-    assert [model.id for model in client.models.list()] == ["minilm", "reranker"]
+    assert [model.id for model in client.models.list()] == ["minilm", "lexical"]
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
         client.embeddings.create(model="gpt-9", input="x")
     with pytest.raises(openai.UnprocessableEntityError):
@@ -209,7 +209,7 @@ def test_the_cohere_client_works(server):
 
     client = cohere.ClientV2(api_key="unused", base_url=server.address)
     documents = ["the sea", "a furry animal", "a furry cat"]
-    answer = client.rerank(model="reranker", query="a furry cat", documents=documents, top_n=2)
+    answer = client.rerank(model="lexical", query="a furry cat", documents=documents, top_n=2)
     assert [item.index for item in answer.results] == [2, 1]
     assert answer.results[0].relevance_score == pytest.approx(1.0)
     assert answer.meta.api_version.version == "2"

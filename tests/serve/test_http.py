@@ -208,7 +208,7 @@ def test_a_trained_cross_encoder_answers_with_its_own_scores(serve_in_process, t
     (tmp_path / "ranker").mkdir()
     save_cross_encoder(load_cross_encoder(PairConfig(model=plain)), plain, tmp_path / "ranker")
     client = serve_in_process(
-        reranker=Component(import_path=f"raydr.{name}", args={"model": model, "max_pair_tokens": 64})
+        rerankers={"ranker": Component(import_path=f"raydr.{name}", args={"model": model, "max_pair_tokens": 64})}
     )
     documents = ["a cat purrs", "a piano", "dogs bark at cats in the night", "a cat purrs"]
     body = {"query": "which animal purrs", "documents": documents}
@@ -224,7 +224,7 @@ def test_a_trained_cross_encoder_answers_with_its_own_scores(serve_in_process, t
 
 
 def test_with_a_reranker_documents_come_best_first(serve_in_process):
-    client = serve_in_process(reranker=Component(import_path="tiny_serving:LexicalReranker"), reranker_name="lexical")
+    client = serve_in_process(rerankers={"lexical": Component(import_path="tiny_serving:LexicalReranker")})
     body = {"query": "a furry cat", "documents": ["the sea", {"text": "a furry animal"}, "a furry cat"], "top_n": 2}
     answer = client.post("/v2/rerank", json={**body, "return_documents": True}).json()
     assert [(item["index"], item["relevance_score"]) for item in answer["results"]] == [

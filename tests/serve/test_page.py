@@ -65,9 +65,12 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(ray_cluster: None, index: Path) -> Iterator[str]:
     """Address of the page as Ray Serve serves it."""
+    from raydr.config import Component
     from raydr.verbs.serve import serving
 
-    with serving(index, host="127.0.0.1", port=free_port()) as address:
+    path = "raydr.encoders.cross_encoder:CrossEncoderReranker"  # on an encoder its head is new: some order or other
+    rerankers = {"cross-encoder": Component(import_path=path, args={"model": "minilm", "precision": "float32"})}
+    with serving(index, host="127.0.0.1", port=free_port(), rerankers=rerankers) as address:
         yield f"{address}/"
 
 
@@ -179,6 +182,38 @@ def test_switching_the_mode_searches_again(page, site, mode):
     hits = ask(site, query="needle of a compass", mode=mode)
     assert hit_ids(page) == [hit["id"] for hit in hits]
     assert dense == [hit["id"] for hit in ask(site, query="needle of a compass")]
+
+
+def test_a_reranker_can_be_switched_on(page, site):
+    page.goto("/?q=needle+of+a+compass")
+    dense = ask(site, query="needle of a compass")
+    assert hit_ids(page) == [hit["id"] for hit in dense]
+    page.get_by_label("Rerank").select_option("cross-encoder")
+    page.wait_for_url("**rerank=cross-encoder**")
+    page.locator("main[aria-busy=false]").wait_for()
+    hits = ask(site, query="needle of a compass", rerank=True)
+    assert hit_ids(page) == [hit["id"] for hit in hits]
+    assert sorted(hit_ids(page)) == sorted(hit["id"] for hit in dense)
+    assert page.locator(".hit .score").first.get_attribute("title").startswith("reranker's score; found with")
+    assert "rerank" in page.locator("#legend").inner_text()
+    page.go_back()
+    page.locator("main[aria-busy=false]").wait_for()
+    assert page.get_by_label("Rerank").input_value() == ""
+
+
+def test_a_reranker_that_fails_leaves_the_first_order_and_says_so(page, site):
+    page.route("**/v1/search", lambda route: route.fulfill(json=_not_reranked(route)))
+    page.goto("/?q=needle+of+a+compass&rerank=cross-encoder")
+    page.get_by_role("heading", name="Not reranked").wait_for()
+    assert "has stopped" in page.locator("#notice").inner_text()
+    assert hit_ids(page) == [hit["id"] for hit in ask(site, query="needle of a compass")]
+
+
+def _not_reranked(route) -> dict:
+    answer = route.fetch().json()
+    order = ask(route.request.url.removesuffix("v1/search"), query="needle of a compass")
+    reranking = {"model": "cross-encoder", "depth": 20, "applied": False, "reason": "the reranker has stopped"}
+    return {**answer, "hits": order, "reranking": reranking}
 
 
 def test_a_link_is_a_search_and_back_returns_to_the_one_before(page, site):

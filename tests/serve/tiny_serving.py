@@ -1,5 +1,6 @@
 """Two tiny corpora, real indexes over them, a reranker; shared by the tests of this folder."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from raydr.config import Component
 from raydr.data.config import DataConfig
 from raydr.data.corpus import Corpus
 from raydr.index.config import IndexConfig
+from raydr.llm.engine import EngineError
 from raydr.methods.zero_shot import ZeroShot
 from raydr.protocols import Encoder
 from raydr.types import Hit, Passage
@@ -85,6 +87,18 @@ class LexicalReranker:
             return sum(word in passages[hit.passage_id].text.lower().split() for word in words) / len(words)
 
         return sorted((Hit(hit.passage_id, score(hit)) for hit in hits), key=lambda hit: -hit.score)
+
+
+class FailingReranker:
+    """Asynchronous; its language model is gone, or takes a minute, as the query says."""
+
+    def rerank(self, query: Any, hits: Any, passages: Any) -> list[Hit]:
+        raise NotImplementedError
+
+    async def rerank_async(self, query: Any, hits: Any, passages: Any) -> list[Hit]:
+        if "slow" in query.text:
+            await asyncio.sleep(60)
+        raise EngineError("its engine has stopped")
 
 
 class WithFeedback(ZeroShot):

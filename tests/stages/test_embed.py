@@ -23,7 +23,7 @@ from raydr.encoders.factory import EncoderFactory
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embed import check_complete, embed_corpus
-from raydr.stages.embed_on_ray import CHECKPOINTS, embed_stage, worker_pool
+from raydr.stages.embed_on_ray import CHECKPOINTS, embed_stage
 from raydr.types import EMBEDDING, PASSAGE_ID, POSITION, Passage
 
 ZERO_SHOT = Component(import_path="raydr.methods.zero_shot:ZeroShot", args={"precision": "float32"})
@@ -98,34 +98,6 @@ def test_check_complete_names_the_position(corpus, tmp_path):
     pq.write_table(pq.read_table(part), folder / "copy.parquet")
     with pytest.raises(ArtifactError, match="position 0 is embedded 2 times"):
         check_complete(folder, NUM_PASSAGES)
-
-
-def test_num_workers_must_be_a_range():
-    with pytest.raises(ValueError, match="fewest, most"):
-        EmbedConfig(num_workers=(3, 2))
-
-
-@pytest.mark.parametrize(
-    ("settings", "resources", "node_cpus", "pool"),
-    [
-        ({}, {"CPU": 2.0}, 2.0, (1, 1, 2, 0.0)),
-        ({}, {"CPU": 64.0}, 64.0, (1, 16, 4, 3)),
-        ({}, {"CPU": 64.0}, 2.0, (1, 32, 2, 1)),
-        ({"worker_cpus": 1}, {"CPU": 64.0}, 64.0, (1, 64, 1, 0.96)),
-        ({"worker_cpus": 4}, {"CPU": 16.0}, 16.0, (1, 4, 4, 3)),
-        ({"worker_cpus": 4, "num_workers": (1, 2)}, {"CPU": 16.0}, 16.0, (1, 2, 4, 4)),
-        ({"worker_gpus": 1}, {"CPU": 32.0, "GPU": 8.0}, 32.0, (1, 8, 4, 3)),
-    ],
-)
-def test_workers_leave_two_cpus_free(settings, resources, node_cpus, pool):
-    found = worker_pool(EmbedConfig(**settings), resources, node_cpus)
-    assert (found.fewest, found.most, found.num_threads, found.reserved_cpus) == pool
-    assert resources["CPU"] - found.most * found.reserved_cpus >= 2
-
-
-def test_one_cpu_is_not_enough_for_ray():
-    with pytest.raises(ConfigError, match="runtime: local"):
-        worker_pool(EmbedConfig(), {"CPU": 1.0}, 1.0)
 
 
 @pytest.mark.ray

@@ -376,7 +376,7 @@ def test_equals_the_miner_of_sentence_transformers(tmp_path, tiny_beir):
     from raydr.stages.embed import embed_corpus
 
     zero_shot = Component(import_path="raydr.methods.zero_shot:ZeroShot", args={"precision": "float32"})
-    minilm = EncoderFactory(zero_shot)  # bfloat16 where the processor has it would swap near ties
+    minilm = EncoderFactory(zero_shot)  # bfloat16, where it is fast, would swap near ties
     data = DataConfig(path=str(tiny_beir), split="test")
     corpus: Corpus = ingest(data, tmp_path / "corpus")
     embed = embed_corpus(corpus, minilm, EmbedConfig(), tmp_path / "embed", use_ray=False, method=minilm.method)

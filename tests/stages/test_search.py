@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from raydr.artifacts import write_artifact
 from raydr.config import Component
 from raydr.encoders.factory import EncoderFactory
 from raydr.errors import ArtifactError, DataError
@@ -108,6 +109,28 @@ def test_only_the_first_hits_are_reranked(index, tmp_path):
         assert hits[:4] == expected
         assert [hit.passage_id for hit in hits[4:]] == [hit.passage_id for hit in plain[query.query_id][4:]]
         assert all(before.score > after.score for before, after in pairwise(hits[3:]))
+
+
+class NamedRanker(EncoderFactory):
+    def __call__(self):
+        return ENCODER()
+
+
+def test_what_a_ranker_reordered_is_reordered_again_when_the_ranker_was_trained_again(index, tmp_path):
+    """Its folder has the same name, and the index is the same: only the ranker's artifact says so."""
+    method = Component(import_path="some:Method", args={"trained_ranker": str(tmp_path / "ranker/model")})
+
+    def reranked(steps: int) -> str:
+        with write_artifact(tmp_path / "ranker", kind="model", config={"steps": steps}) as writer:
+            (writer.path / "model").mkdir()
+        config = SearchConfig(k=10, rerank=4)
+        out = tmp_path / "out"
+        run = search_corpus(index, QUERIES, NamedRanker(method), config, out, use_ray=False, reranker=ByLength())
+        return run.manifest.fingerprint
+
+    first = reranked(1)
+    assert reranked(1) == first
+    assert reranked(2) != first
 
 
 @pytest.mark.ray

@@ -3,9 +3,10 @@
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511 python parity_worker.py OUT
 
 Adam with an epsilon of 1 moves a weight by g / (|g| + 1) in its first step: unlike its usual sign-like step, that is
-one-to-one and smooth in the gradient, so equal weights mean equal gradients.
+one-to-one and smooth in the gradient, which `gradients` therefore reads off the weights.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -18,11 +19,15 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from raydr.methods.contrastive import InBatchContrastive
+from raydr.methods.cross_encoder import Ranking
+from raydr.methods.mw import MannWhitney
 from raydr.methods.tas_balanced import DualTeacher, TokenTeacher
 from raydr.train import grad_cache
 from raydr.train.config import TrainConfig
+from raydr.train.distributed import mean_over_workers
 from raydr.train.engine import Engine
-from tests.train.tiny import part_of, random_batch, tiny_colbert, tiny_network
+from raydr.train.objective import EmbeddingObjective, TrainBatch
+from tests.train.tiny import as_pairs, part_of, random_batch, tiny_colbert, tiny_cross_encoder, tiny_network
 
 CASES = [
     (stage, chunk_tokens, accumulation)
@@ -31,24 +36,76 @@ CASES = [
     for accumulation in (1, 2)
 ]
 BFLOAT16 = [(stage, chunk_tokens) for stage in (1, 2, 3) for chunk_tokens in (None, 40)]
+CLIP_NORM = 0.1
 VARIANTS = {
     "bfloat16": {"precision": "bfloat16"},
     "checkpointed": {"activation_checkpointing": True},
     "decayed": {"layer_decay": 0.5},
+    "clipped": {"clip_norm": CLIP_NORM},
 }
 TAUGHT = [(stage, chunk_tokens) for stage in (0, 2, 3) for chunk_tokens in (None, 40)]
 """With an in-batch teacher, which judges every worker's passages for the queries of all."""
+SPLIT = (0, 2, 3)
+"""ZeRO stages of the cases that do not depend on caching."""
+LABELLED = ("mw-mean", "mw-paper", "mw-cluster", "pair-teacher", "both-teachers")
+"""Losses that compare across queries, and those that need what a batch knows beside its texts."""
+LABELLED_CASES = [(name, stage, chunk_tokens) for name in LABELLED for stage, chunk_tokens in ((0, None), (2, 40))]
+
+
+def gradients(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The gradient of every weight, from where the step began and where it ended."""
+    moves = {name: value - end[name] for name, value in start.items()}
+    return {name: move / (1 - move.abs()) for name, move in moves.items()}
+
+
+def objective_of(variant: str) -> EmbeddingObjective:
+    if variant.startswith("mw"):
+        return MannWhitney(
+            temperature=10.0 if variant == "mw-paper" else 0.1,  # whose sum over the pool makes gradients large
+            reduction="paper" if variant == "mw-paper" else "mean",
+            within="cluster" if variant == "mw-cluster" else "batch",
+            chunk_size=3,
+        )
+    if variant in ("taught", "pair-teacher", "both-teachers"):
+        weights = {"taught": (0.0, 0.75), "pair-teacher": (1.0, 0.0), "both-teachers": (1.0, 0.75)}[variant]
+        objective = DualTeacher(pairwise_weight=weights[0], in_batch_weight=weights[1])
+        objective.in_batch_teacher = TokenTeacher(tiny_colbert()) if weights[1] else None
+        return objective
+    return InBatchContrastive(temperature=0.05, symmetric=True)
+
+
+def batch_of(variant: str, number: int) -> TrainBatch:
+    """Eight queries, with a teacher's scores and with clusters that both workers have queries of."""
+    group = 2 if "taught" in variant or "teacher" in variant else 3
+    batch = random_batch(8, group, seed=number)
+    scores = 3 * torch.randn(8, group, generator=torch.Generator().manual_seed(number))
+    labels = dataclasses.replace(
+        batch.labels, teacher_scores=scores, clusters=torch.tensor([0, 1, 0, 2, 1, 0, 2, 1]) + number
+    )
+    return dataclasses.replace(batch, labels=labels)
+
+
+def own_part(batch: TrainBatch, start: int, end: int) -> TrainBatch:
+    """One worker's share, labels included."""
+    part, whole = part_of(batch, start, end), batch.labels
+    labels = dataclasses.replace(
+        part.labels, teacher_scores=whole.teacher_scores[start:end], clusters=whole.clusters[start:end]
+    )
+    return dataclasses.replace(part, labels=labels)
 
 
 def main(out: Path) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    losses = {}
+    results = {}
     cases = [(*case, "") for case in CASES] + [(stage, chunk, 1, "taught") for stage, chunk in TAUGHT]
-    cases += [(2, 40, 1, variant) for variant in VARIANTS if variant != "bfloat16"]
+    cases += [(2, 40, 1, variant) for variant in ("checkpointed", "decayed")]
+    cases += [(stage, None, 1, variant) for stage in SPLIT for variant in ("pairs", "clipped")]
     cases += [(stage, chunk, 1, "bfloat16") for stage, chunk in BFLOAT16]
+    cases += [(stage, chunk, 1, variant) for variant, stage, chunk in LABELLED_CASES]
     for stage, chunk_tokens, accumulation, variant in cases:
-        is_taught = variant == "taught"
+        is_pairs = variant == "pairs"
+        settings = {"clip_norm": 0.0, **VARIANTS.get(variant, {})}
         config = TrainConfig(
             num_workers=world_size,
             batch_size=8,
@@ -56,31 +113,31 @@ def main(out: Path) -> None:
             learning_rate=1.0,
             adam_eps=1.0,
             weight_decay=0.0,
-            clip_norm=0.0,
             accumulation_steps=accumulation,
             chunk_tokens=chunk_tokens,
-            **VARIANTS.get(variant, {}),
+            **settings,
         )
-        engine = Engine(tiny_network(), config, is_gpu=False)
-        objective = InBatchContrastive(temperature=0.05, symmetric=True)
-        if is_taught:
-            objective = DualTeacher(pairwise_weight=0.0)
-            objective.in_batch_teacher = TokenTeacher(tiny_colbert())
+        engine = Engine(tiny_cross_encoder() if is_pairs else tiny_network(), config, is_gpu=False)
+        objective = objective_of(variant)
         share = 8 // world_size
         found = []
         for number in range(accumulation):
-            own = part_of(random_batch(8, 2 if is_taught else 3, seed=number), rank * share, (rank + 1) * share)
-            output = grad_cache.backward(engine, objective, own, chunk_tokens=chunk_tokens, weight=1 / accumulation)
-            found.append(float(output.loss))
-        engine.step(1.0)
+            own = own_part(batch_of(variant, number), rank * share, (rank + 1) * share)
+            if is_pairs:
+                output = Ranking("listwise")(engine, as_pairs(own))
+                engine.backward(output.loss)
+            else:
+                output = grad_cache.backward(engine, objective, own, chunk_tokens=chunk_tokens, weight=1 / accumulation)
+            found.append(mean_over_workers({"loss": float(output.loss)})["loss"])
+        norm = engine.step(1.0)
         name = f"stage{stage}-chunk{chunk_tokens}-" + (variant or f"accumulation{accumulation}")
-        losses[name] = found
+        results[name] = {"losses": found, "norm": norm}
         weights = engine.weights()
         assert (weights is None) == (rank > 0)
         if weights is not None:
             save_file({key: value.contiguous() for key, value in weights.items()}, out / f"{name}.safetensors")
     if rank == 0:
-        (out / "losses.json").write_text(json.dumps(losses))
+        (out / "results.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
 

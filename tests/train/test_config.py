@@ -34,6 +34,7 @@ def test_a_part_of_a_longer_schedule_has_its_rates():
         ({"zero_stage": 0, "precision": "bfloat16"}, "zero_stage: 1"),
         ({"zero_stage": 2, "offload": "all", "worker_gpus": 1}, "zero_stage: 3"),
         ({"zero_stage": 2, "offload": "optimizer"}, "it is there already"),
+        ({"num_workers": 2, "worker_gpus": 0.5}, "set worker_gpus: 1, or num_workers: 1"),
         ({"patience": 3}, "set evaluate_every"),
         ({"max_steps": 100, "schedule_steps": 50}, "must not be less"),
     ],
@@ -41,3 +42,7 @@ def test_a_part_of_a_longer_schedule_has_its_rates():
 def test_what_cannot_work_is_refused_with_the_way_out(settings, message):
     with pytest.raises(ValidationError, match=message):
         TrainConfig(**settings)
+
+
+def test_one_worker_may_train_on_a_part_of_a_gpu():
+    assert TrainConfig(worker_gpus=0.5).worker_gpus == 0.5

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.parity_worker import BFLOAT16, CASES, TAUGHT
-from tests.train.tiny import tiny_network
+from raydr.methods.contrastive import InBatchContrastive
+from tests.train.parity_worker import BFLOAT16, CASES, CLIP_NORM, LABELLED, LABELLED_CASES, SPLIT, TAUGHT, gradients
+from tests.train.tiny import random_batch, tiny_cross_encoder, tiny_network
 
 pytestmark = pytest.mark.slow
 
 
-def run_workers(out: Path, world_size: int) -> dict[str, list[float]]:
+def run_workers(out: Path, world_size: int) -> dict[str, dict]:
     out.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -37,7 +38,7 @@ def run_workers(out: Path, world_size: int) -> dict[str, list[float]]:
     for worker in workers:
         output, _ = worker.communicate(timeout=280)
         assert worker.returncode == 0, output[-4000:]
-    return json.loads((out / "losses.json").read_text())
+    return json.loads((out / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,61 @@ def test_same_loss_and_same_gradients(request, workers, stage, chunk_tokens, acc
     assert not differences(request, workers, name, f"stage0-chunkNone-accumulation{accumulation}")
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_gradients_are_those_of_autograd(one_worker, accumulation):
+    """The reference of all others: one worker, ZeRO 0, no caching, without anything of raydr's training."""
+    network, objective = tiny_network(), InBatchContrastive(temperature=0.05, symmetric=True)
+    for seed in range(accumulation):
+        batch = random_batch(8, 3, seed=seed)
+        queries, passages = (network(tokens.ids, tokens.mask) for tokens in batch.sides)
+        (objective.loss(queries, passages, batch.labels).loss / accumulation).backward()
+    end = load_file(one_worker[0] / f"stage0-chunkNone-accumulation{accumulation}.safetensors")
+    found = gradients(tiny_network().state_dict(), end)
+    for name, weight in network.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("stage", SPLIT)
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_a_loss_over_pairs(request, workers, stage):
+    """Whose batch is not joined: each worker has the loss of its own queries, and the mean of these is the whole's."""
+    start = tiny_cross_encoder().state_dict()
+    assert not differences(request, workers, f"stage{stage}-chunkNone-pairs", "stage0-chunkNone-pairs", start=start)
+
+
+@pytest.mark.parametrize("stage", SPLIT)
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_gradients_are_clipped_by_the_norm_of_all_of_them(request, workers, stage):
+    folder, results = request.getfixturevalue(workers)
+    start = tiny_network().state_dict()
+    plain, clipped = (
+        gradients(start, load_file(folder / f"{name}.safetensors"))
+        for name in ("stage0-chunkNone-accumulation1", f"stage{stage}-chunkNone-clipped")
+    )
+    norm = torch.stack([gradient.norm() for gradient in plain.values()]).norm().item()
+    assert norm > 0.3
+    if stage:
+        assert results[f"stage{stage}-chunkNone-clipped"]["norm"] == pytest.approx(norm, rel=1e-3)  # before clipping
+    for name, gradient in plain.items():
+        torch.testing.assert_close(clipped[name], gradient * CLIP_NORM / norm, atol=1e-5, rtol=0, msg=name)
+
+
 @pytest.mark.parametrize(("stage", "chunk_tokens"), TAUGHT)
 @pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
 def test_the_in_batch_teacher_sees_the_joined_batch(request, workers, stage, chunk_tokens):
     assert not differences(request, workers, f"stage{stage}-chunk{chunk_tokens}-taught", "stage0-chunkNone-taught")
+
+
+@pytest.mark.parametrize(("name", "stage", "chunk_tokens"), LABELLED_CASES)
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_labels_are_those_of_the_joined_batch(request, workers, name, stage, chunk_tokens):
+    """Pairs across queries of different workers, clusters, and the scores of each query's own group."""
+    assert not differences(request, workers, f"stage{stage}-chunk{chunk_tokens}-{name}", f"stage0-chunkNone-{name}")
+
+
+def test_every_variant_has_a_loss_of_its_own(one_worker):
+    losses = [one_worker[1][f"stage0-chunkNone-{name}"]["losses"][0] for name in LABELLED]
+    assert all(abs(one - other) > 1e-3 for n, one in enumerate(losses) for other in losses[:n])
 
 
 @pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
@@ -98,19 +150,20 @@ def test_bfloat16_hands_on_the_float32_weights(request, workers, stage, chunk_to
     assert any((value != value.bfloat16().float()).any() for value in found.values())
 
 
-def differences(request, workers, name, reference):
-    """What is not as with one worker, ZeRO 0, no caching, to 1e-5: the losses, or weights by name."""
-    folder, losses = request.getfixturevalue(workers)
-    reference_folder, reference_losses = request.getfixturevalue("one_worker")
-    expected = load_file(reference_folder / f"{reference}.safetensors")
-    found = load_file(folder / f"{name}.safetensors")
-    start = tiny_network().state_dict()
+def differences(request, workers, name, reference, *, start=None):
+    """What is not as with one worker, ZeRO 0, no caching, to 1e-5: the losses, or gradients by name."""
+    folder, results = request.getfixturevalue(workers)
+    reference_folder, reference_results = request.getfixturevalue("one_worker")
+    start = start or tiny_network().state_dict()
+    found, expected = (
+        gradients(start, load_file(path))
+        for path in (folder / f"{name}.safetensors", reference_folder / f"{reference}.safetensors")
+    )
     assert found.keys() == expected.keys()
-    assert (
-        max(float((value - start[key]).abs().max()) for key, value in expected.items()) > 1e-2
-    )  # the step did something
-    far = {key: float((found[key] - value).abs().max()) for key, value in expected.items()}
+    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-2
+    far = {key: float((found[key] - gradient).abs().max()) for key, gradient in expected.items()}
     off = {key: size for key, size in far.items() if not size <= 1e-5}
-    if losses[name] != pytest.approx(reference_losses[reference], abs=1e-5):
-        off["losses"] = losses[name]
+    losses = results[name]["losses"]
+    if losses != pytest.approx(reference_results[reference]["losses"], abs=1e-5, rel=1e-6):
+        off["losses"] = losses
     return off

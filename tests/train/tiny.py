@@ -1,5 +1,6 @@
 """A tiny BERT, a tiny example set, and batches of random tokens: what the tests of the trainer share."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,24 @@ import torch
 from raydr.artifacts import write_artifact
 from raydr.data.examples import Example, ExampleSet, write_examples
 from raydr.models.colbert import ColBert
+from raydr.models.cross_encoder import CrossEncoder
 from raydr.models.dual_encoder import DualEncoder
+from raydr.train.metrics import METRICS, read_metrics
 from raydr.train.objective import Labels, Tokens, TrainBatch
 from raydr.types import Passage, Query
 
+SETTINGS = {
+    "num_workers": 2,
+    "worker_cpus": 0.5,
+    "batch_size": 8,
+    "max_steps": 12,
+    "learning_rate": 2.0e-3,
+    "checkpoint_every": 4,
+    "log_every": 1,
+    "zero_stage": 2,
+    "seed": 3,
+}
+"""Of a run that learns in seconds."""
 TOPICS = {
     "sea": "ocean wave tide fish salt ship coral whale sand harbour",
     "bread": "flour yeast dough oven crust knead loaf butter baker wheat",
@@ -48,6 +63,17 @@ def tiny_colbert() -> ColBert:
     return ColBert(BertModel(config, add_pooling_layer=False), hidden_size=32, dimensions=8)
 
 
+def tiny_cross_encoder() -> CrossEncoder:
+    """One layer, without segments."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BertConfig(vocab_size=100, max_position_embeddings=64, num_labels=1, **sizes, **no_dropout)
+    return CrossEncoder(BertForSequenceClassification(config), separator=None)
+
+
 def random_batch(num_queries: int, group: int, *, seed: int, first_row: int = 0) -> TrainBatch:
     """Queries of 3 to 9 tokens, passages of 4 to 20; the first passage of a group is its positive."""
     rng = torch.Generator().manual_seed(seed)
@@ -63,6 +89,11 @@ def random_batch(num_queries: int, group: int, *, seed: int, first_row: int = 0)
     return TrainBatch(
         labels=labels, queries=texts(num_queries, 3, 9), passages=texts(num_queries * group, 4, 20), names=[]
     )
+
+
+def as_pairs(batch: TrainBatch) -> TrainBatch:
+    """The batch as a cross-encoder's: the texts of its passages are the pairs."""
+    return dataclasses.replace(batch, queries=None, passages=None, pairs=batch.passages)
 
 
 def part_of(batch: TrainBatch, start: int, end: int) -> TrainBatch:
@@ -104,7 +135,12 @@ def write_topic_examples(folder: Path, *, per_topic: int = 6, negatives: int = 4
     return ExampleSet.open(folder)
 
 
-def tiny_checkpoint(folder: Path, *, layers: int = 2, hidden: int = 48, seed: int = 0) -> Path:
+def losses(folder: Path) -> dict[int, float]:
+    """The loss of every step that a run has logged."""
+    return {int(record["step"]): record["loss"] for record in read_metrics(folder / METRICS) if "loss" in record}
+
+
+def tiny_checkpoint(folder: Path, *, layers: int = 2, hidden: int = 48, seed: int = 0, dropout: float = 0.1) -> Path:
     """A small untrained BERT with the tokenizer of the packaged MiniLM, saved as a checkpoint folder."""
     from transformers import AutoTokenizer, BertConfig, BertModel
 
@@ -119,6 +155,8 @@ def tiny_checkpoint(folder: Path, *, layers: int = 2, hidden: int = 48, seed: in
         num_attention_heads=2,
         intermediate_size=2 * hidden,
         max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The demo as a new user runs it, small and without a terminal: it answers, stops by itself, and reuses what it made."""
+"""The demo as a new user runs it, small and without a terminal: it answers, stops, and reuses what it made."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from raydr.artifacts import open_artifact
+from raydr.artifacts import MANIFEST, open_artifact
 from raydr.config import Component
 from raydr.train.trainer import read_metrics
 from tests.train.tiny import tiny_checkpoint
@@ -20,6 +20,7 @@ from tests.train.tiny import tiny_checkpoint
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PLAYERS = ("ranker", "retriever")
 
 
 @pytest.fixture
@@ -42,13 +43,59 @@ def settings(tiny_beir, tmp_path) -> list[str]:
     ]
 
 
-def test_as_a_submitted_job(settings, tmp_path, ray_cluster):
-    """It trains, searches with what it learned, and the job's status is the verb's."""
-    ray = str(Path(sys.executable).parent / "ray")
-    command = [ray, "job", "submit", "--address", ray_cluster, "--working-dir", ".", "--", sys.executable]
-    command += ["jobs/reproduce.py", *settings, f"out={tmp_path}/out", "train.max_steps=4"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+def submitted(ray_cluster: str, script: str, settings: list[str]) -> None:
+    """Runs a script as a job on the cluster; its status is the verb's.
+
+    Of several clusters on a machine Ray takes any for a job, whatever `--address` says: both sides are told which.
+    """
+    import ray
+
+    client, gcs = str(Path(sys.executable).parent / "ray"), ray.get_runtime_context().gcs_address
+    command = [client, "job", "submit", "--working-dir", ".", "--", "env", f"RAY_ADDRESS={gcs}", sys.executable, script]
+    place = {**os.environ, "RAY_API_SERVER_ADDRESS": ray_cluster}
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            [*command, *settings], cwd=REPOSITORY, env=place, capture_output=True, text=True, timeout=500
+        )
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:  # a cluster that has just started
+            break
+        time.sleep(1)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def started(settings: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """`jobs/train.py` as a process of its own, which starts a cluster of its own."""
+    command = [sys.executable, "jobs/train.py", *settings]
+    with log.open("ab") as stream:
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=stream, stderr=stream, start_new_session=True)
+
+
+def finished(settings: list[str], log: Path) -> None:
+    assert started(settings, log).wait(timeout=300) == 0, log.read_text()[-3000:]
+
+
+def killed_at(step: int, metrics: Path, settings: list[str], log: Path) -> int:
+    """SIGKILL for the driver and everything it started, once `metrics` is at `step`; the step it had reached."""
+
+    def reached() -> int:
+        return max((int(record["step"]) for record in read_metrics(metrics)), default=0)
+
+    process = started(settings, log)
+    deadline = time.monotonic() + 300
+    while reached() < step:
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not metrics.with_name(MANIFEST).exists()
+    return reached()
+
+
+def test_as_a_submitted_job(settings, tmp_path, ray_cluster):
+    """It trains, and searches with what it learned."""
+    submitted(ray_cluster, "jobs/reproduce.py", [*settings, f"out={tmp_path}/out", "train.max_steps=4"])
     assert json.loads((tmp_path / "out/evaluate/metrics.json").read_text())["RR@10"] > 0
     method = Component.model_validate(open_artifact(tmp_path / "out/method").manifest.details["method"])
     embedded = open_artifact(tmp_path / "out/embed").manifest.details["encoder_version"]
@@ -57,30 +104,73 @@ def test_as_a_submitted_job(settings, tmp_path, ray_cluster):
 
 
 def test_a_command_that_was_killed_goes_on_when_it_is_given_again(settings, tmp_path):
-    """SIGKILL for the driver and everything it started: the curve is that of a run that nobody disturbed."""
-
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "jobs/train.py", *settings, f"out={out}", "train.max_steps=10"]
-        log = (tmp_path / f"{out.name}.log").open("ab")
-        return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True)
-
+    """The curve is that of a run that nobody disturbed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait(timeout=300) == 0, (tmp_path / "whole.log").read_text()[-3000:]
-    process = start(killed)
-    metrics = killed / "train/metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while max((record["step"] for record in read_metrics(metrics)), default=0) < 5:
-        assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    reached = max(record["step"] for record in read_metrics(metrics))
-    assert not (killed / "train/manifest.json").exists()
-    assert start(killed).wait(timeout=300) == 0, (tmp_path / "killed.log").read_text()[-3000:]
-    again = {record["step"]: record["loss"] for record in read_metrics(metrics) if "loss" in record}
-    once = {
-        record["step"]: record["loss"] for record in read_metrics(whole / "train/metrics.jsonl") if "loss" in record
-    }
-    assert 5 <= reached < 10
+    settings = [*settings, "train.max_steps=10"]
+    finished([*settings, f"out={whole}"], tmp_path / "whole.log")
+    metrics, log = killed / "train/metrics.jsonl", tmp_path / "killed.log"
+    assert 5 <= killed_at(5, metrics, [*settings, f"out={killed}"], log) < 10
+    finished([*settings, f"out={killed}"], log)
+    again, once = (
+        {record["step"]: record["loss"] for record in read_metrics(file) if "loss" in record}
+        for file in (metrics, whole / "train/metrics.jsonl")
+    )
     assert again == pytest.approx(once, abs=1e-6)
+
+
+def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray_cluster):
+    """Two rounds, once as a submitted job, once killed inside the second and given again: the same two models."""
+    for split in ("train", "dev"):
+        (tiny_beir / f"qrels/{split}.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
+    model = tiny_checkpoint(tmp_path / "model")
+    ranker = "{import_path: 'raydr.methods.cross_encoder:CrossEncoderRanker', args: {model: %s, max_pair_tokens: 48}}"
+    settings = [
+        "jobs/configs/ar2_small.yaml",
+        "runtime=local",
+        f"data.path={tiny_beir}",
+        f"method.args.model={model}",
+        f"method.args.ranker={ranker % model}",
+        "method.args.max_passage_tokens=48",
+        "method.args.precision=float32",
+        "method.args.num_threads=1",
+        "method.args.rounds=2",
+        "method.args.ranker_warmup_steps=2",
+        "method.args.ranker_steps=12",
+        "method.args.retriever_steps=3",
+        "mine.num_negatives=6",
+        "mine.fraction=null",
+        "mine.dev_split=dev",
+        "index.bm25=null",
+        "search.k=10",
+        "train.batch_size=2",
+        "train.worker_cpus=0.5",
+        "train.learning_rate=1.0e-3",
+        "train.checkpoint_every=4",
+        "train.log_every=1",
+    ]
+    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "killed.log"
+    submitted(ray_cluster, "jobs/train.py", [*settings, f"out={whole}"])
+    reached = killed_at(17, killed / "round-02/ranker/metrics.jsonl", [*settings, f"out={killed}"], log)
+    assert 17 <= reached < 24  # of 24; the second round began at 12 and left a checkpoint at 16
+    before = {file: file.stat().st_mtime_ns for file in killed.rglob(MANIFEST)}
+    assert {file.parent.name for file in before if "round-01" in file.parts} >= {"ranker", "scores", "retriever"}
+    finished([*settings, f"out={killed}"], log)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    for name in ("ranker-warmup", *(f"round-0{number}/{player}" for number in (1, 2) for player in PLAYERS)):
+        ours, theirs = open_artifact(killed / name), open_artifact(whole / name)
+        ours.verify()  # no later step touched a player that stood still
+        weights = "model/model.safetensors"
+        assert ours.manifest.files[weights] == theirs.manifest.files[weights], name
+    figures = [
+        [json.loads((out / f"{name}/evaluate/metrics.json").read_text()) for name in ("base", "round-01", "round-02")]
+        for out in (killed, whole)
+    ]
+    assert figures[0] == figures[1]
+    method = Component.model_validate(open_artifact(killed / "method").manifest.details["method"]).build()
+    indexed = open_artifact(killed / "round-02/index").manifest.details["encoder_version"]
+    assert (
+        indexed
+        == method.encoder().version
+        != open_artifact(killed / "round-01/index").manifest.details["encoder_version"]
+    )
+    assert type(method.build_reranker()).__name__ == "CrossEncoderReranker"

@@ -17,16 +17,18 @@ export class ApiError extends Error {
 }
 
 /** The answer of POST /v1/search to one query. */
-export async function search({ query, mode, k, filters }, signal) {
+export async function search({ query, mode, k, rerank, filters }, signal) {
   const body = { query, mode, k };
+  if (rerank) Object.assign(body, { rerank: true, reranker: rerank, on_rerank_failure: "keep_order" });
   if (Object.keys(filters).length) body.filters = filters;
   return call("v1/search", { method: "POST", body: JSON.stringify(body), signal });
 }
 
-/** What the server searches: {index_version, num_passages, modes, ...}, or null where it has no such model. */
+/** What the server searches, {index_version, num_passages, modes, ...} or null, and the names of its rerankers. */
 export async function served() {
   const { data } = await call("v1/models", {});
-  return data.find((model) => model.capabilities.includes("search")) ?? null;
+  const able = (capability) => data.filter((model) => model.capabilities.includes(capability));
+  return { model: able("search")[0] ?? null, rerankers: able("rerank").map((model) => model.id) };
 }
 
 async function call(path, options) {

@@ -41,6 +41,8 @@ function showForm() {
   form.elements.mode.value = state.mode;
   if (![...$("k").options].some((option) => Number(option.value) === state.k)) $("k").append(new Option(state.k));
   $("k").value = state.k;
+  if (![...$("rerank").options].some((option) => option.value === state.rerank)) $("rerank").append(new Option(state.rerank));
+  $("rerank").value = state.rerank;
   $("filters").replaceChildren(...Object.entries(state.filters).map(([field, value]) => {
     const shown = Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : value;
     const chip = el("button", { type: "button", title: "Remove this filter" }, `${field}: ${shown}`);
@@ -73,6 +75,9 @@ function showAnswer(answer, roundTripMs) {
     $("results").focus(); // the pressed chip goes away with its result
   };
   $("results").replaceChildren(...hits.map((hit, i) => hitElement(hit, i + 1, onFilter)));
+  if (answer.reranking && !answer.reranking.applied) {
+    notice($("notice"), "Not reranked", `${answer.reranking.reason}. These are the hits in their first order.`);
+  }
   if (!hits.length) {
     const filtered = Object.keys(state.filters).length > 0;
     notice($("notice"), "Nothing found", filtered
@@ -145,10 +150,14 @@ function setBusy(busy) {
   $("progress").hidden = !busy;
 }
 
-/** Number of passages, index version and modes; asked again when an answer comes from another index. */
+/** Number of passages, index version, modes and rerankers; asked again when an answer comes from another index. */
 async function showServed() {
-  const model = await served().catch(() => null); // without it the page still works, and a search says what is wrong
+  // Without it the page still works, and a search says what is wrong.
+  const { model, rerankers } = await served().catch(() => ({ model: null }));
   if (!model) return;
+  const known = new Set([...$("rerank").options].map((option) => option.value));
+  $("rerank").append(...rerankers.filter((name) => !known.has(name)).map((name) => new Option(name)));
+  $("rerankers").hidden = rerankers.length === 0;
   shownVersion = model.index_version;
   const passages = `${model.num_passages.toLocaleString("en")} passages`;
   $("index-info").textContent = `${passages} · index ${shownVersion}`;
@@ -188,7 +197,7 @@ form.addEventListener("submit", (event) => {
 });
 form.addEventListener("change", (event) => {
   if (event.target === $("q")) return;
-  go({ query: $("q").value.trim(), mode: form.elements.mode.value, k: Number($("k").value) });
+  go({ query: $("q").value.trim(), mode: form.elements.mode.value, k: Number($("k").value), rerank: $("rerank").value });
 });
 addEventListener("popstate", () => {
   state = fromAddress(location.search);

@@ -27,7 +27,7 @@ export function hitElement(hit, rank, onFilter) {
   title.addEventListener("click", () => show(title.getAttribute("aria-expanded") !== "true"));
   show(false);
   const head = el("div", { className: "head" }, el("span", { className: "rank" }, String(rank)), el("h2", {}, title),
-    el("span", { className: "score", title: "score" }, formatScore(hit.score)));
+    el("span", { className: "score", title: scoreTitle(hit) }, formatScore(hit.score)));
   const id = hit.title && !hit.title.startsWith(hit.id) ? [el("p", { className: "id" }, hit.id)] : [];
   return el("li", { className: "hit", dataset: { id: hit.id } }, head, ...id, body, chips(hit.metadata ?? {}, onFilter));
 }
@@ -59,6 +59,10 @@ export function notice(section, heading, sentence, action = null, look = "") {
 
 export function formatMs(ms) {
   return ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`;
+}
+
+function scoreTitle({ retrieval_score: first }) {
+  return first === undefined ? "score" : `reranker's score; found with ${formatScore(first)}`;
 }
 
 function formatScore(score) {

@@ -1,9 +1,9 @@
 /* What is being searched for, as an object and as the address of the page: a link to the page is a link to its results.
 
-   {query, mode, k, filters}  <->  ?q=...&mode=hybrid&k=20&filters={"topic":"a"}   (defaults are left out) */
+   {query, mode, k, rerank, filters}  <->  ?q=...&mode=hybrid&k=20&rerank=first&filters={"topic":"a"}   (defaults are left out) */
 
 export const MODES = ["dense", "bm25", "hybrid"];
-const DEFAULTS = { query: "", mode: "dense", k: 10, filters: {} };
+const DEFAULTS = { query: "", mode: "dense", k: 10, rerank: "", filters: {} };
 
 export function fromAddress(search) {
   const params = new URLSearchParams(search);
@@ -13,15 +13,17 @@ export function fromAddress(search) {
     query: params.get("q") ?? DEFAULTS.query,
     mode: MODES.includes(mode) ? mode : DEFAULTS.mode,
     k: k > 0 ? k : DEFAULTS.k,
+    rerank: params.get("rerank") ?? DEFAULTS.rerank,
     filters: parseFilters(params.get("filters")),
   };
 }
 
-export function toAddress({ query, mode, k, filters }) {
+export function toAddress({ query, mode, k, rerank, filters }) {
   const params = new URLSearchParams();
   if (query) params.set("q", query);
   if (mode !== DEFAULTS.mode) params.set("mode", mode);
   if (k !== DEFAULTS.k) params.set("k", k);
+  if (rerank) params.set("rerank", rerank);
   if (Object.keys(filters).length) params.set("filters", JSON.stringify(filters));
   return params.size ? `?${params}` : location.pathname;
 }

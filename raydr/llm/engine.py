@@ -1,0 +1,124 @@
+"""What a reranker asks of a causal language model, and which engine answers: vLLM here, vLLM elsewhere, transformers.
+
+Notable: an engine speaks token ids. It gives the log-probability of exactly the ids it is asked for (vLLM's
+`logprob_token_ids`), never the best k of the vocabulary, among which an identifier may be missing. The three engines
+give the same numbers; transformers is the reference the others are tested against.
+
+    engine = build_engine(EngineConfig(model="castorini/first_mistral"))
+    await engine.next_token_logprobs(prompt_ids, letter_ids)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from pydantic import Field, model_validator
+
+from raydr.config import Config
+from raydr.errors import RaydrError
+
+
+class EngineError(RaydrError):
+    """The language model did not answer: the engine is gone, or a server refused. Trying again may help."""
+
+
+class EngineConfig(Config):
+    """A language model, and what runs it."""
+
+    model: str
+    """Folder or hub name of a causal language model."""
+    backend: Literal["vllm", "remote", "transformers"] = "vllm"
+    """`vllm`: here, on CPU or GPU; `remote`: a vLLM server at `url`; `transformers`: slow, for comparison."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of weights and activations; `auto`: the checkpoint's own."""
+    max_model_tokens: int | None = Field(default=None, ge=32)
+    """Longest prompt and answer together; null: the checkpoint's own."""
+    max_batch_tokens: int | None = Field(default=None, ge=32)
+    """vllm: tokens of all prompts in one step; null: vLLM's own."""
+    max_batch_prompts: int = Field(default=64, ge=1)
+    """vllm: prompts worked on at a time."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """vllm: GPUs that share each layer."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """vllm: groups of GPUs that hold consecutive layers."""
+    quantization: str | None = None
+    """vllm: `awq`, `gptq`, `fp8`, ...; null: what the checkpoint states."""
+    gpu_memory_share: float = Field(default=0.9, gt=0, le=1)
+    """vllm: share of a GPU's memory for weights and cache."""
+    cache_gib: float = Field(default=1.0, gt=0)
+    """vllm on a CPU: memory for keys and values."""
+    prefix_caching: bool = True
+    """vllm: keep what prompts have in common."""
+    url: str | None = None
+    """remote: address of the server, e.g. http://10.0.0.5:8000."""
+    api_key_env: str | None = None
+    """remote: environment variable that holds the server's key."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """remote: longest wait for one answer."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EngineConfig:
+        if (self.backend == "remote") != (self.url is not None):
+            raise ValueError("backend: remote and url belong together: give both or neither")
+        return self
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A causal language model. Calls may overlap; an engine batches what waits. Errors are `EngineError`."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's transformers tokenizer."""
+        ...
+
+    @property
+    def max_model_tokens(self) -> int:
+        """Longest prompt and answer together."""
+        ...
+
+    async def next_token_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        """Natural log-probability, over the whole vocabulary, of each candidate as the token after `prompt`."""
+        ...
+
+    async def generate(self, prompt: Sequence[int], *, max_tokens: int, stop: Sequence[int] = ()) -> list[int]:
+        """The most likely continuation, greedily, up to the end token, one of `stop`, or `max_tokens`."""
+        ...
+
+    async def check(self) -> None:
+        """Raises `EngineError` when the engine cannot answer any more."""
+        ...
+
+    def close(self) -> None:
+        """Ends what the engine started."""
+        ...
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """The engine of a config; importing vLLM and loading weights happen here."""
+    if config.backend == "vllm":
+        from raydr.llm.vllm_engine import VllmEngine
+
+        return VllmEngine(config)
+    if config.backend == "remote":
+        from raydr.llm.remote_engine import RemoteEngine
+
+        return RemoteEngine(config)
+    from raydr.llm.transformers_engine import TransformersEngine
+
+    return TransformersEngine(config)
+
+
+def load_llm_tokenizer(model: str) -> Any:
+    """The checkpoint's tokenizer, without code of its own. Raises `ConfigError` for one that cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    from raydr.encoders.checkpoint import locate
+    from raydr.errors import ConfigError
+
+    path = locate(model)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: transformers cannot load this tokenizer: {error}") from error

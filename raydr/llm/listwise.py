@@ -1,0 +1,147 @@
+"""A reranker that ranks windows of passages with a language model: everything but how one window is ranked.
+
+Notable: windows of one list are ranked in turn, lists at the same time, so an engine that batches sees the windows of
+all callers together. Scores are the model's own. They compare passages within a window; `scores: calibrated` shifts
+each window so that the passages it shares with the one before have the same mean there, and never lets a score rise
+down the list, so that they compare over the whole of it.
+
+    reranker = FirstReranker(FirstReranker.Config(engine=EngineConfig(model=FOLDER)))
+    await reranker.rerank_async(query, hits, passages)        reranker.rerank(query, hits, passages)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from raydr.config import Config
+from raydr.llm.engine import Engine, EngineConfig, build_engine
+from raydr.llm.prompt import IDENTIFIERS, ListwisePrompt, PromptConfig
+from raydr.llm.windows import ranked_by_windows
+from raydr.types import Hit, Passage, Query
+
+T = TypeVar("T")
+
+
+class ListwiseConfig(Config):
+    """How a list is ranked by windows, whatever ranks a window."""
+
+    engine: EngineConfig
+    """The language model, and what runs it."""
+    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    """Wording, and how much of a passage is read."""
+    window_size: int = Field(default=20, ge=2, le=len(IDENTIFIERS))
+    """Passages ranked at once; beyond 26 the letters a to z follow A to Z."""
+    stride: int = Field(default=10, ge=1)
+    """How far the window moves up the list; `window_size - stride` passages are carried along."""
+    scores: Literal["window", "calibrated"] = "window"
+    """`window`: the model's scores, comparable within a window; `calibrated`: shifted to fit over the whole list."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ListwiseConfig:
+        if self.stride > self.window_size:
+            raise ValueError(f"stride ({self.stride}) must not exceed window_size ({self.window_size})")
+        if self.scores == "calibrated" and self.stride == self.window_size:
+            raise ValueError("calibrated scores need windows that overlap; set stride below window_size")
+        return self
+
+
+class RankedWindow(NamedTuple):
+    """The places of a window, best first, and the score of each place (in the order of the places themselves)."""
+
+    order: Sequence[int]
+    scores: Sequence[float]
+
+
+class ListwiseReranker(ABC):
+    """A `Reranker` over an engine; a subclass says how a window is ranked."""
+
+    def __init__(self, config: ListwiseConfig) -> None:
+        self._config = config
+
+    @abstractmethod
+    async def rank_window(self, query: str, passages: Sequence[str]) -> RankedWindow:
+        """Ranks at most `window_size` passages. Raises `EngineError` when the engine does not answer."""
+
+    @cached_property
+    def engine(self) -> Engine:
+        return build_engine(self._config.engine)
+
+    @cached_property
+    def prompt(self) -> ListwisePrompt:
+        """Checks the tokenizer; raises `ConfigError` for one that cannot tell the identifiers apart."""
+        return ListwisePrompt(
+            self.engine.tokenizer,
+            self._config.prompt,
+            max_tokens=self.engine.max_model_tokens,
+            num_identifiers=self._config.window_size,
+        )
+
+    async def rerank_async(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
+        """Every hit once, best first. Calls may overlap."""
+        separator = self._config.prompt.title_separator
+        found = [passages[hit.passage_id] for hit in hits]
+        texts = [f"{p.title}{separator}{p.text}" if p.title else p.text for p in found]
+        scores: dict[int, float] = {}
+
+        async def rank(places: Sequence[int]) -> list[int]:
+            ranked = await self.rank_window(query.text, [texts[place] for place in places])
+            new = np.asarray(ranked.scores, dtype=np.float64)
+            if self._config.scores == "calibrated":
+                shared = [n for n, place in enumerate(places) if place in scores]
+                if shared:
+                    new += np.mean([scores[places[n]] for n in shared]) - new[shared].mean()
+            scores.update(zip(places, new.tolist(), strict=True))
+            return [places[n] for n in ranked.order]
+
+        order = await ranked_by_windows(
+            len(hits), rank, window_size=self._config.window_size, stride=self._config.stride
+        )
+        values = np.array([scores[place] for place in order])
+        if self._config.scores == "calibrated":
+            values = np.minimum.accumulate(values) if len(values) else values
+        return [Hit(hits[place].passage_id, float(value)) for place, value in zip(order, values, strict=True)]
+
+    def rerank(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
+        """The same for a caller without an event loop."""
+        return self._wait(self.rerank_async(query, hits, passages))
+
+    def rerank_many(
+        self, lists: Sequence[tuple[Query, Sequence[Hit]]], passages: Mapping[str, Passage]
+    ) -> list[list[Hit]]:
+        """Many lists at the same time, so that the engine can batch their windows."""
+
+        async def all_lists() -> list[list[Hit]]:
+            return await asyncio.gather(*(self.rerank_async(query, hits, passages) for query, hits in lists))
+
+        return self._wait(all_lists())
+
+    def start(self) -> None:
+        """Starts the engine and checks its tokenizer; otherwise the first list does."""
+        _ = self.prompt
+
+    async def check(self) -> None:
+        """Raises `EngineError` when the engine cannot answer any more."""
+        await self.engine.check()
+
+    def close(self) -> None:
+        """Ends the engine, if it was started."""
+        if "engine" in vars(self):
+            self.engine.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """One loop for the life of the reranker: an engine belongs to the loop that it was first asked in."""
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, name="listwise-reranker", daemon=True).start()
+        return loop

@@ -1,0 +1,235 @@
+"""The prompt of a listwise reranker: lettered passages, and a check that the tokenizer can tell the letters apart.
+
+A window of passages becomes one chat turn: the query, a line `[A] text` per passage, the request for an order. The
+answer starts with `[`, so a prompt that ends in that one token is followed by the letter of the best passage.
+
+Notable: everything the scores rest on is found out from the tokenizer itself at the start, in the place where it will
+stand: which token the bracket is, which token each letter is, what stands between two letters. A tokenizer that merges
+a bracket with a letter, or makes two letters one token, is refused with what it does. Foreign identifiers in texts are
+rewritten, `[B]` to `(B)`, and special tokens taken out, so that no passage can vote for another. The prompt always
+fits: passages are cut to equal token budgets, on token boundaries, for as long as it does not.
+
+    prompt = ListwisePrompt(tokenizer, PromptConfig(), max_tokens=4096)
+    prompt.encode("who hunts mice", ["A cat.", "A dog."])          # token ids, the last of them the bracket
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from raydr.config import Config, read_yaml
+from raydr.errors import ConfigError
+
+IDENTIFIERS = string.ascii_uppercase + string.ascii_lowercase
+"""Letters of a window's passages in order: A to Z, and a to z where a window holds more than 26."""
+_FOREIGN = re.compile(r"\[\s*([A-Za-z0-9]{1,3})\s*\]")
+
+
+class PromptConfig(Config):
+    """The wording, and how much of a passage is read. A checkpoint wants the wording it was trained with."""
+
+    template: str | None = None
+    """YAML file of a wording in rank_llm's form (`system_message`, `prefix`, `body`, `suffix`), for checkpoints trained
+    with it; its fields take the place of those below."""
+    system: str = "You rank passages by how relevant they are to a query."
+    """System message; where the chat template has no such role it opens the user's turn."""
+    prefix: str = "{num} passages follow, each marked by a letter in square brackets. The query is: {query}\n\n"
+    """Stands before the passages. `{num}`: their number; `{query}`."""
+    body: str = "[{rank}] {candidate}\n"
+    """One passage. `{rank}`: its letter; `{candidate}`: title and text."""
+    suffix: str = (
+        "\nThe query is: {query}\nOrder all {num} passages by their relevance to it, the most relevant first. Answer "
+        "with the letters only, like this: [B] > [A]"
+    )
+    """Stands behind the passages."""
+    title_separator: str = ". "
+    """Stands between title and text of a passage that has a title."""
+    max_passage_words: int = Field(default=300, ge=1)
+    """Words read of a passage (FIRST, released code)."""
+    max_query_words: int = Field(default=100, ge=1)
+    """Words read of a query."""
+
+    @field_validator("body")
+    @classmethod
+    def _body_names_its_parts(cls, body: str) -> str:
+        if "[{rank}]" not in body or "{candidate}" not in body:
+            raise ValueError("must hold [{rank}] and {candidate}")
+        return body
+
+    def wording(self) -> PromptConfig:
+        """This config with the template's fields in it. Raises `ConfigError` for a file that lacks some."""
+        if self.template is None:
+            return self
+        path = Path(self.template)
+        read = read_yaml(path)
+        missing = [
+            name for name in ("system_message", "prefix", "body", "suffix") if not isinstance(read.get(name), str)
+        ]
+        if missing:
+            raise ConfigError(f"{path}: no field {', '.join(missing)}; rank_llm's templates have all four")
+        fields = {"system": read["system_message"], **{name: read[name] for name in ("prefix", "body", "suffix")}}
+        return self.model_copy(update={**fields, "template": None})
+
+
+class ListwisePrompt:
+    """Windows to token ids, and the token ids that an answer is made of."""
+
+    def __init__(self, tokenizer: Any, config: PromptConfig, *, max_tokens: int, num_identifiers: int) -> None:
+        if not 1 <= num_identifiers <= len(IDENTIFIERS):
+            raise ConfigError(f"a window holds 1 to {len(IDENTIFIERS)} passages, not {num_identifiers}: one per letter")
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(f"{tokenizer.name_or_path}: raydr needs a fast tokenizer (a tokenizer.json)")
+        self._tokenizer = tokenizer
+        self._config = config.wording()
+        self._max_tokens = max_tokens
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self._read_contract(num_identifiers)
+
+    def _read_contract(self, num_identifiers: int) -> None:
+        """Which tokens an answer is made of, read off answers in their place behind a prompt."""
+        name, letters = self._tokenizer.name_or_path, IDENTIFIERS[:num_identifiers]
+        prompt = self._render("a query", ["a passage", "another"])
+        start = self._ids(prompt)
+        opened = self._ids(prompt + "[")
+        if opened[:-1] != start:
+            raise ConfigError(
+                f"{name}: an opening bracket behind the prompt is not one token of its own: {opened[-3:]}"
+            )
+        self.bracket: int = opened[-1]
+        found = []
+        for letter in letters:
+            ids = self._ids(f"{prompt}[{letter}")
+            if ids[:-1] != opened:
+                pieces = self._tokenizer.convert_ids_to_tokens(ids[len(start) :])
+                raise ConfigError(f"{name}: '[{letter}' must be two tokens, the bracket and the letter; it is {pieces}")
+            found.append(ids[-1])
+        if len(set(found)) < len(found):
+            first = next(n for n, token in enumerate(found) if token in found[:n])
+            twin = letters[found.index(found[first])]
+            raise ConfigError(
+                f"{name}: {twin!r} and {letters[first]!r} are the same token, so a window can hold {first} passages at "
+                f"most here, not {num_identifiers}"
+            )
+        self.letters: list[int] = found
+        answer = self._ids(f"{prompt}[{letters[0]}] > [{letters[-1]}] > [{letters[0]}]")[len(start) :]
+        places = [n for n, token in enumerate(answer) if token in (found[0], found[-1])]
+        if len(places) != 3 or answer[places[0] + 1 : places[1]] != answer[places[1] + 1 : places[2]]:
+            pieces = self._tokenizer.convert_ids_to_tokens(answer)
+            raise ConfigError(f"{name}: letters of an answer are not tokens of their own: {pieces}")
+        self.separator: list[int] = answer[places[0] + 1 : places[1]]
+        """What stands between two letters of an answer."""
+        self.closing: list[int] = answer[places[2] + 1 :]
+        """What stands behind the last letter."""
+
+    def encode(self, query: str, passages: Sequence[str], *, reserve: int = 1) -> list[int]:
+        """Token ids of the window's prompt, the bracket the last; leaves `reserve` tokens of the limit free.
+
+        Raises `ConfigError` when even empty passages do not fit.
+        """
+        if len(passages) > len(self.letters):
+            raise ConfigError(f"{len(passages)} passages for {len(self.letters)} identifiers")
+        query = self._clean(query, self._config.max_query_words)
+        # It stands in the prompt twice, and leaves half of it to the passages.
+        query = _cut(query, self._spans(query), max(1, self._max_tokens // 8))
+        texts = [self._clean(text, self._config.max_passage_words) for text in passages]
+        budget = self._max_tokens - reserve - 1
+        cap: int | None = None
+        while True:
+            ids = self._ids(self._render(query, texts))
+            overflow = len(ids) - budget
+            if overflow <= 0:
+                return [*ids, self.bracket]
+            if cap == 0:
+                raise ConfigError(
+                    f"the prompt for {len(passages)} passages needs {len(ids)} tokens without any text of theirs, and "
+                    f"the model reads {self._max_tokens}; take a smaller window_size"
+                )
+            spans = [self._spans(text) for text in texts]
+            longest = max(map(len, spans), default=0)
+            cap = _fitting(list(map(len, spans)), overflow, longest if cap is None else min(cap, longest))
+            texts = [_cut(text, own, cap) for text, own in zip(texts, spans, strict=True)]
+
+    def answer(self, order: Sequence[int]) -> list[int]:
+        """Token ids of the answer that puts the passages at places `order` in this order, behind the bracket."""
+        ids: list[int] = []
+        for place in order:
+            ids += [*(self.separator if ids else []), self.letters[place]]
+        return [*ids, *self.closing]
+
+    def places(self, answer: Sequence[int], num_passages: int) -> list[int]:
+        """The order that generated tokens mean: always all places, those not named behind the others as they came."""
+        place_of = {token: place for place, token in enumerate(self.letters[:num_passages])}
+        named = dict.fromkeys(place_of[token] for token in answer if token in place_of)
+        return [*named, *(place for place in range(num_passages) if place not in named)]
+
+    def _render(self, query: str, passages: Sequence[str]) -> str:
+        config, num = self._config, str(len(passages))
+
+        def fill(text: str) -> str:
+            # Not str.format: a query may hold braces.
+            return text.replace("{num}", num).replace("{query}", query)
+
+        lines = [
+            config.body.replace("{rank}", IDENTIFIERS[place]).replace("{candidate}", " ".join(text.split()))
+            for place, text in enumerate(passages)
+        ]
+        return self._chat("".join([fill(config.prefix), *lines, fill(config.suffix)]))
+
+    def _chat(self, user: str) -> str:
+        """The turn as the checkpoint's chat template writes it, up to where the answer starts."""
+        system = self._config.system
+        if not getattr(self._tokenizer, "chat_template", None):
+            return f"{system}\n\n{user}\n\n"
+        settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+        try:
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            return self._tokenizer.apply_chat_template(messages, **settings)
+        except Exception:  # noqa: BLE001 (templates raise what they like for a role they do not have)
+            messages = [{"role": "user", "content": f"{system}\n {user}"}]
+            return self._tokenizer.apply_chat_template(messages, **settings)
+
+    def _ids(self, text: str) -> list[int]:
+        """Without the special tokens a tokenizer adds around a text: the chat template has written its own."""
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        bos = self._tokenizer.bos_token_id
+        has_template = bool(getattr(self._tokenizer, "chat_template", None))
+        return ids if has_template or bos is None else [bos, *ids]
+
+    def _clean(self, text: str, max_words: int) -> str:
+        """A text from outside: without special tokens, foreign identifiers and excessive length."""
+        return _words(neutralized(self._special.sub(" ", text)), max_words)
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return encoded["offset_mapping"]
+
+
+def neutralized(text: str) -> str:
+    """`text` without anything that reads like an identifier: [B] becomes (B)."""
+    return _FOREIGN.sub(r"(\1)", text)
+
+
+def _words(text: str, limit: int) -> str:
+    return " ".join(text.split(maxsplit=limit)[:limit])
+
+
+def _cut(text: str, spans: Sequence[tuple[int, int]], num_tokens: int) -> str:
+    """The text of its first `num_tokens` tokens."""
+    if len(spans) <= num_tokens:
+        return text
+    return text[: spans[num_tokens - 1][1]] if num_tokens else ""
+
+
+def _fitting(lengths: list[int], overflow: int, cap: int) -> int:
+    """The largest number of tokens per passage, below `cap`, that saves `overflow` tokens; 0 if none does."""
+    for smaller in range(cap - 1, 0, -1):
+        if sum(max(0, length - smaller) for length in lengths) >= overflow:
+            return smaller
+    return 0

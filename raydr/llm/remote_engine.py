@@ -1,0 +1,102 @@
+"""A vLLM server elsewhere, through its OpenAI-compatible completions endpoint.
+
+Notable: the server has to return the log-probabilities of the ids it is asked for (`logprob_token_ids`, vLLM). One that
+ignores the field, as OpenAI's own and most others do, is refused at the first answer with what to do, because a
+reranker that silently misses candidates is worse than none.
+
+    EngineConfig(model=FOLDER, backend="remote", url="http://10.0.0.5:8000")      `model` gives the tokenizer here
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from raydr.errors import ConfigError
+from raydr.llm.engine import EngineConfig, EngineError, load_llm_tokenizer
+
+_RETRY_STATUSES = (429, 502, 503, 504)
+
+
+class RemoteEngine:
+    """An `Engine` behind HTTP."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        import httpx
+
+        self.tokenizer: Any = load_llm_tokenizer(config.model)
+        key = None
+        if config.api_key_env is not None:
+            key = os.environ.get(config.api_key_env)
+            if not key:
+                raise ConfigError(f"api_key_env: the environment variable {config.api_key_env} is not set")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._url = str(config.url).rstrip("/")
+        limits = httpx.Limits(max_connections=config.max_batch_prompts)
+        with httpx.Client(base_url=self._url, headers=headers, timeout=config.timeout_s) as client:
+            card = _model_card(client, self._url)
+        self._name: str = card["id"]
+        own = int(card.get("max_model_len") or 4096)
+        self.max_model_tokens = min(own, config.max_model_tokens or own)
+        self._client = httpx.AsyncClient(base_url=self._url, headers=headers, timeout=config.timeout_s, limits=limits)
+
+    async def next_token_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        wanted = list(dict.fromkeys(candidates))
+        choice = await self._complete(
+            prompt, max_tokens=1, logprobs=1, logprob_token_ids=wanted, return_tokens_as_token_ids=True
+        )
+        top = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0] or {}
+        found = {name: value for name, value in top.items() if name.startswith("token_id:")}
+        if any(f"token_id:{token}" not in found for token in wanted):
+            raise ConfigError(
+                f"{self._url} does not return the log-probabilities of the token ids it is asked for "
+                "(logprob_token_ids); it must be a vLLM server of version 0.29 or later"
+            )
+        return [float(found[f"token_id:{token}"]) for token in candidates]
+
+    async def generate(self, prompt: Sequence[int], *, max_tokens: int, stop: Sequence[int] = ()) -> list[int]:
+        choice = await self._complete(prompt, max_tokens=max_tokens, stop_token_ids=list(stop), return_token_ids=True)
+        made = choice.get("token_ids")
+        if made is None:
+            raise ConfigError(f"{self._url} does not return token ids (return_token_ids); it must be a vLLM server")
+        ends = {*stop, self.tokenizer.eos_token_id}
+        return made[:-1] if made and made[-1] in ends else made
+
+    async def _complete(self, prompt: Sequence[int], **settings: Any) -> dict[str, Any]:
+        import httpx
+
+        body = {"model": self._name, "prompt": list(prompt), "temperature": 0.0, **settings}
+        try:
+            response = await self._client.post("/v1/completions", json=body)
+        except httpx.TransportError as error:
+            raise EngineError(f"{self._url} does not answer: {type(error).__name__}") from error
+        if response.status_code in _RETRY_STATUSES or response.status_code >= 500:
+            raise EngineError(f"{self._url} answered {response.status_code}")
+        if response.status_code != 200:
+            raise ConfigError(f"{self._url} refused a prompt with {response.status_code}: {response.text[:300]}")
+        return response.json()["choices"][0]
+
+    async def check(self) -> None:
+        import httpx
+
+        try:
+            response = await self._client.get("/health")
+        except httpx.TransportError as error:
+            raise EngineError(f"{self._url} does not answer: {type(error).__name__}") from error
+        if response.status_code != 200:
+            raise EngineError(f"{self._url}/health answered {response.status_code}")
+
+    def close(self) -> None:
+        """The connections end with the process."""
+
+
+def _model_card(client: Any, url: str) -> dict[str, Any]:
+    import httpx
+
+    try:
+        response = client.get("/v1/models")
+        response.raise_for_status()
+        return response.json()["data"][0]
+    except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
+        raise ConfigError(f"{url}: no OpenAI-compatible server answers there ({type(error).__name__})") from error

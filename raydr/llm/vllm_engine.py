@@ -1,0 +1,125 @@
+"""vLLM in this process: the asynchronous engine, whose core runs in a process of its own and batches what waits.
+
+Notable: `logprob_token_ids` makes vLLM return exactly the ids asked for. Waiting prompts are put into one batch by
+vLLM whatever request they come from, so windows of many callers share a step. A caller that gives up aborts its prompt.
+The core's death shows as `EngineError`, for every prompt that was in work and every later one.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from raydr.encoders.checkpoint import locate
+from raydr.errors import ConfigError
+from raydr.llm.engine import EngineConfig, EngineError, load_llm_tokenizer
+
+
+class VllmEngine:
+    """An `Engine` on `vllm.v1.engine.async_llm.AsyncLLM`."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        path = locate(config.model)
+        self.tokenizer: Any = load_llm_tokenizer(config.model)
+        _set_environment(config)
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise ConfigError(
+                f"vLLM cannot be imported ({error}); run make setup, or choose another backend"
+            ) from error
+        # Generation settings of the checkpoint would change what the engine answers with (a penalty, a temperature).
+        settings: dict[str, Any] = {
+            "generation_config": "vllm",
+            "trust_remote_code": False,
+            "load_format": "safetensors",
+        }
+        given = {
+            "dtype": config.dtype,
+            "max_model_len": config.max_model_tokens,
+            "max_num_batched_tokens": config.max_batch_tokens,
+            "quantization": config.quantization,
+        }
+        settings |= {name: value for name, value in given.items() if value is not None}
+        try:
+            arguments = AsyncEngineArgs(
+                model=str(path),
+                max_num_seqs=config.max_batch_prompts,
+                tensor_parallel_size=config.tensor_parallel,
+                pipeline_parallel_size=config.pipeline_parallel,
+                gpu_memory_utilization=config.gpu_memory_share,
+                enable_prefix_caching=config.prefix_caching,
+                enforce_eager=not _has_gpu(),
+                enable_log_requests=False,
+                disable_log_stats=True,
+                **settings,
+            )
+            self._engine = AsyncLLM.from_engine_args(arguments)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ConfigError(f"{path}: vLLM cannot serve this checkpoint: {error}") from error
+        self.max_model_tokens = int(self._engine.model_config.max_model_len)
+
+    async def next_token_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        from vllm import SamplingParams
+
+        wanted = list(dict.fromkeys(candidates))
+        output = await self._run(
+            prompt, SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=wanted, detokenize=False)
+        )
+        found = output.logprobs[0]
+        if missing := [token for token in wanted if token not in found]:
+            raise EngineError(f"vLLM returned no log-probability for token ids {missing}; its version is not supported")
+        return [float(found[token].logprob) for token in candidates]
+
+    async def generate(self, prompt: Sequence[int], *, max_tokens: int, stop: Sequence[int] = ()) -> list[int]:
+        from vllm import SamplingParams
+
+        settings = SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, stop_token_ids=list(stop) or None, detokenize=False
+        )
+        made = list((await self._run(prompt, settings)).token_ids)
+        ends = {*stop, self.tokenizer.eos_token_id}
+        return made[:-1] if made and made[-1] in ends else made
+
+    async def _run(self, prompt: Sequence[int], settings: Any) -> Any:
+        """The finished output of one prompt. A cancelled caller aborts it."""
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        settings.output_kind = RequestOutputKind.FINAL_ONLY
+        try:
+            last = None
+            async for output in self._engine.generate({"prompt_token_ids": list(prompt)}, settings, uuid.uuid4().hex):
+                last = output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineError(f"vLLM's engine has stopped: {error}") from error
+        if last is None:
+            raise EngineError("vLLM's engine gave no answer")
+        return last.outputs[0]
+
+    async def check(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._engine.check_health()
+        except EngineDeadError as error:
+            raise EngineError(f"vLLM's engine has stopped: {error}") from error
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+def _set_environment(config: EngineConfig) -> None:
+    """What vLLM reads from the environment alone; the operator's own settings stand."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.cache_gib))))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

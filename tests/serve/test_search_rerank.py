@@ -1,0 +1,74 @@
+"""`/v1/search` with `rerank`: the order, the depth, and a reranker that does not answer."""
+
+import pytest
+from tiny_serving import check_error
+
+from raydr.config import Component
+
+
+@pytest.fixture(scope="module")
+def reranking(serve_in_process):
+    rerankers = {
+        name: Component(import_path=f"tiny_serving:{kind}Reranker")
+        for name, kind in {"lexical": "Lexical", "gone": "Failing"}.items()
+    }
+    return serve_in_process(rerankers=rerankers, rerank_depth=4, limits={"rerank_timeout_s": 0.5})
+
+
+def test_a_search_is_reordered_by_the_reranker_that_is_asked_for(reranking):
+    plain = reranking.post("/v1/search", json={"query": "guards the house", "k": 6}).json()
+    assert "reranking" not in plain and "retrieval_score" not in plain["hits"][0]
+    body = {"query": "guards the house", "k": 6, "rerank": True, "rerank_depth": 3}
+    answer = reranking.post("/v1/search", json=body).json()
+    assert answer["reranking"] == {"model": "lexical", "depth": 3, "applied": True}
+    assert answer["timings_ms"]["rerank"] >= 0
+    ids, found = [hit["id"] for hit in answer["hits"]], [hit["id"] for hit in plain["hits"]]
+    words = ["guards", "the", "house"]
+    shares = {hit["id"]: sum(w in hit["text"].lower().split() for w in words) / 3 for hit in plain["hits"]}
+    assert ids == [*sorted(found[:3], key=lambda id_: -shares[id_]), *found[3:]]
+    first = {hit["id"]: hit["score"] for hit in plain["hits"]}
+    for hit in answer["hits"][:3]:
+        assert hit["score"] == pytest.approx(shares[hit["id"]])
+        assert hit["retrieval_score"] == pytest.approx(first[hit["id"]])
+    assert all("retrieval_score" not in hit for hit in answer["hits"][3:])
+    for hit in answer["hits"][3:]:
+        assert hit["score"] == pytest.approx(first[hit["id"]])
+
+
+def test_hits_from_below_k_can_rise_into_it(reranking):
+    body = {"queries": ["guards the house", "honey"], "k": 1, "rerank": True, "fields": [], "mode": "hybrid"}
+    answer = reranking.post("/v1/search", json=body).json()
+    assert answer["reranking"]["depth"] == 4  # the server's
+    assert [len(result["hits"]) for result in answer["results"]] == [1, 1]
+    assert set(answer["results"][0]["hits"][0]) == {"id", "score", "retrieval_score"}
+    assert answer["results"][0]["hits"][0]["id"] == "dog"
+
+
+def test_a_reranker_that_is_gone_is_an_error_or_keeps_the_order(reranking):
+    body = {"query": "guards the house", "k": 3, "rerank": True, "reranker": "gone"}
+    response = reranking.post("/v1/search", json=body)
+    assert "stopped" in check_error(response, 503, "reranker_unavailable")["message"]
+    assert int(response.headers["Retry-After"]) >= 1
+    kept = reranking.post("/v1/search", json={**body, "on_rerank_failure": "keep_order"}).json()
+    plain = reranking.post("/v1/search", json={"query": "guards the house", "k": 3}).json()
+    assert kept["hits"] == plain["hits"]
+    assert kept["reranking"]["applied"] is False
+    assert "stopped" in kept["reranking"]["reason"]
+    slow = {**body, "query": "slow"}
+    check_error(reranking.post("/v1/search", json=slow), 504, "rerank_timeout")
+    late = reranking.post("/v1/search", json={**slow, "on_rerank_failure": "keep_order"}).json()
+    assert "0.5 s" in late["reranking"]["reason"]
+    response = reranking.post("/v1/rerank", json={"query": "q", "documents": ["a"], "model": "gone"})
+    check_error(response, 503, "reranker_unavailable")
+
+
+def test_what_cannot_be_reranked_is_named(reranking, client):
+    body = {"query": "x", "rerank": True}
+    check_error(client.post("/v1/search", json=body), 501, "reranker_not_configured")
+    check_error(reranking.post("/v1/search", json={**body, "reranker": "other"}), 404, "model_not_found", "model")
+    check_error(
+        reranking.post("/v1/search", json={**body, "rerank_depth": 5000}), 422, "limit_exceeded", "rerank_depth"
+    )
+    check_error(reranking.post("/v1/search", json={**body, "rerank_depth": 0}), 422, "invalid_value", "rerank_depth")
+    models = {card["id"]: card["capabilities"] for card in reranking.get("/v1/models").json()["data"]}
+    assert models["lexical"] == models["gone"] == ["rerank"]

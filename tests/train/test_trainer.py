@@ -1,0 +1,47 @@
+"""What training refuses before it starts anything: settings that it would silently ignore."""
+
+import pytest
+
+from raydr.config import Component
+from raydr.errors import ConfigError
+from raydr.train import trainer
+from raydr.train.config import TrainConfig
+from raydr.train.trainer import settings_for, train_model
+
+CROSS_ENCODER = Component(import_path="raydr.methods.cross_encoder:CrossEncoderRanker")
+COLBERT = Component(import_path="raydr.methods.colbert:ColBertRanker", args={"loss": "listwise"})
+EVERYTHING = TrainConfig(evaluate_every=5, patience=2, chunk_tokens=64)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_started(monkeypatch):
+    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("Ray Train was asked to train"))
+
+
+@pytest.mark.parametrize(
+    ("ranker", "settings", "message"),
+    [
+        (CROSS_ENCODER, {"chunk_tokens": 64}, "train.chunk_tokens: the loss of CrossEncoderRanker .* leave it out"),
+        (COLBERT, {"chunk_tokens": 64}, "train.chunk_tokens: the loss of ColBertRanker .* activation_checkpointing"),
+        (COLBERT, {"evaluate_every": 5, "patience": 2}, "train.evaluate_every: ColBertRanker is not measured on dev"),
+    ],
+)
+def test_what_a_ranker_would_ignore_is_refused(examples, dev, tmp_path, ranker, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        train_model(ranker, TrainConfig(**settings), examples, tmp_path / "out", dev=dev)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluations_of_nothing_are_refused(examples, method, tmp_path):
+    with pytest.raises(ConfigError, match="train.evaluate_every: there are no dev examples; name their split"):
+        train_model(method, TrainConfig(evaluate_every=5), examples, tmp_path / "out")
+
+
+def test_a_ranker_within_another_training_does_without(method, capsys):
+    """AR2 and TAS-Balanced train both under one config."""
+    left = settings_for(COLBERT, EVERYTHING)
+    assert left == TrainConfig()
+    assert "train: evaluate_every left out: ColBertRanker is not measured" in capsys.readouterr().err
+    left = settings_for(CROSS_ENCODER, EVERYTHING)
+    assert left == TrainConfig(evaluate_every=5, patience=2)
+    assert settings_for(method, EVERYTHING) == EVERYTHING
