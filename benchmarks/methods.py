@@ -4,9 +4,10 @@
 
 Every cell is one `raydr reproduce` of jobs/configs/<method>_small.yaml in a folder of its own, so a grid that was
 stopped goes on. The cross-encoder, once trained, teaches TAS-Balanced with every seed; `tas_random` is that method with
-random batches and pairs, and the same two teachers. For AR2 the warm-up ranker and the last one also reorder the
-retriever's first hits (`--rerank`), which compares the two rankers. The table gives mean and standard deviation over
-the seeds.
+random batches and pairs, and the same two teachers; `contrastive_own` compares a query with as many passages as AR2
+does, its positive and three negatives, and with nobody else's. For AR2 the warm-up ranker and the last one also reorder
+the retriever's first hits (`--rerank`), which compares the two rankers. The table gives mean and standard deviation
+over the seeds.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from raydr.verbs.config import RunConfig
 from raydr.verbs.search import search
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-METHODS = ["zero_shot", "contrastive", "mw", "cross_encoder", "tas_balanced", "tas_random", "ar2"]
+METHODS = ["zero_shot", "contrastive", "contrastive_own", "mw", "cross_encoder", "tas_balanced", "tas_random", "ar2"]
 ONCE = ["zero_shot", "cross_encoder"]
 """The start, and TAS-Balanced's teacher: of the first seed only."""
 MEASURES = ["nDCG@10", "R@5", "R@100", "pooled AUC"]
@@ -42,9 +43,16 @@ LENGTHS = ["method.args.max_query_tokens=32", "method.args.max_passage_tokens=12
 
 
 def config_of(method: str, folder: Path, data: Path, seed: int, overrides: list[str]) -> tuple[Path, list[str]]:
-    name = {"zero_shot": "zero_shot", "tas_random": "tas_balanced_small"}.get(method, f"{method}_small")
+    names = {
+        "zero_shot": "zero_shot",
+        "contrastive_own": "contrastive_small",
+        "tas_random": "tas_balanced_small",
+    }
+    name = names.get(method, f"{method}_small")
     own = [*LENGTHS, "search.k=600", "evaluate.measures=[nDCG@10,RR@10,R@5,R@100]"]
     settings = own if method == "zero_shot" else [f"train.seed={seed}", *overrides]
+    if method == "contrastive_own":
+        settings += ["method.args.in_batch=false", "method.args.num_negatives=3"]
     if method.startswith("tas"):
         settings += teachers(method, folder.parent, seed)
     return REPOSITORY / f"jobs/configs/{name}.yaml", [f"data.path={data}", "runtime=ray", f"out={folder}", *settings]

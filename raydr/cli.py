@@ -29,6 +29,7 @@ _VERBS = {
     "embed": "embed a corpus (OUT/corpus, OUT/embed)",
     "index": "build the FAISS shards and the BM25 side (OUT/index)",
     "search": "search: type a query, or give a config to search with a whole query set (OUT/search/run.trec)",
+    "rerank": "reorder a run with a reranker (OUT/rerank/run.trec)",
     "evaluate": "measure a run against judgements (OUT/evaluate/metrics.json, report.html), or compare run files",
     "reproduce": "all of the above in order, skipping what is finished",
     "mine": "find negatives for training queries in an index (OUT/examples)",

@@ -17,6 +17,7 @@ SURFACE = {
     "embed": {"config", "overrides", "--dry-run", "--output"},
     "index": {"config", "overrides", "--dry-run", "--output"},
     "search": {"config", "overrides", "--dry-run", "--output", "--index", "-k", "--mode"},
+    "rerank": {"config", "overrides", "--dry-run", "--output"},
     "evaluate": {"config", "overrides", "--dry-run", "--output"},
     "reproduce": {"config", "overrides", "--dry-run", "--output"},
     "train": {"config", "overrides", "--dry-run", "--output"},

@@ -11,23 +11,20 @@ down the list, so that they compare over the whole of it.
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from raydr.config import Config
-from raydr.llm.engine import Engine, EngineConfig, build_engine
+from raydr.llm.engine import EngineConfig
 from raydr.llm.prompt import IDENTIFIERS, ListwisePrompt, PromptConfig
+from raydr.llm.reranker import EngineReranker
 from raydr.llm.windows import ranked_by_windows
 from raydr.types import Hit, Passage, Query
-
-T = TypeVar("T")
 
 
 class ListwiseConfig(Config):
@@ -60,19 +57,16 @@ class RankedWindow(NamedTuple):
     scores: Sequence[float]
 
 
-class ListwiseReranker(ABC):
+class ListwiseReranker(EngineReranker):
     """A `Reranker` over an engine; a subclass says how a window is ranked."""
 
     def __init__(self, config: ListwiseConfig) -> None:
+        super().__init__(config.engine)
         self._config = config
 
     @abstractmethod
     async def rank_window(self, query: str, passages: Sequence[str]) -> RankedWindow:
         """Ranks at most `window_size` passages. Raises `EngineError` when the engine does not answer."""
-
-    @cached_property
-    def engine(self) -> Engine:
-        return build_engine(self._config.engine)
 
     @cached_property
     def prompt(self) -> ListwisePrompt:
@@ -85,7 +79,6 @@ class ListwiseReranker(ABC):
         )
 
     async def rerank_async(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
-        """Every hit once, best first. Calls may overlap."""
         separator = self._config.prompt.title_separator
         found = [passages[hit.passage_id] for hit in hits]
         texts = [f"{p.title}{separator}{p.text}" if p.title else p.text for p in found]
@@ -109,39 +102,5 @@ class ListwiseReranker(ABC):
             values = np.minimum.accumulate(values) if len(values) else values
         return [Hit(hits[place].passage_id, float(value)) for place, value in zip(order, values, strict=True)]
 
-    def rerank(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
-        """The same for a caller without an event loop."""
-        return self._wait(self.rerank_async(query, hits, passages))
-
-    def rerank_many(
-        self, lists: Sequence[tuple[Query, Sequence[Hit]]], passages: Mapping[str, Passage]
-    ) -> list[list[Hit]]:
-        """Many lists at the same time, so that the engine can batch their windows."""
-
-        async def all_lists() -> list[list[Hit]]:
-            return await asyncio.gather(*(self.rerank_async(query, hits, passages) for query, hits in lists))
-
-        return self._wait(all_lists())
-
     def start(self) -> None:
-        """Starts the engine and checks its tokenizer; otherwise the first list does."""
         _ = self.prompt
-
-    async def check(self) -> None:
-        """Raises `EngineError` when the engine cannot answer any more."""
-        await self.engine.check()
-
-    def close(self) -> None:
-        """Ends the engine, if it was started."""
-        if "engine" in vars(self):
-            self.engine.close()
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    @cached_property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        """One loop for the life of the reranker: an engine belongs to the loop that it was first asked in."""
-        loop = asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, name="listwise-reranker", daemon=True).start()
-        return loop

@@ -83,13 +83,10 @@ class ListwisePrompt:
     def __init__(self, tokenizer: Any, config: PromptConfig, *, max_tokens: int, num_identifiers: int) -> None:
         if not 1 <= num_identifiers <= len(IDENTIFIERS):
             raise ConfigError(f"a window holds 1 to {len(IDENTIFIERS)} passages, not {num_identifiers}: one per letter")
-        if not getattr(tokenizer, "is_fast", False):
-            raise ConfigError(f"{tokenizer.name_or_path}: raydr needs a fast tokenizer (a tokenizer.json)")
         self._tokenizer = tokenizer
         self._config = config.wording()
+        self._chat = Chat(tokenizer, self._config.system)
         self._max_tokens = max_tokens
-        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._read_contract(num_identifiers)
 
     def _read_contract(self, num_identifiers: int) -> None:
@@ -135,10 +132,10 @@ class ListwisePrompt:
         """
         if len(passages) > len(self.letters):
             raise ConfigError(f"{len(passages)} passages for {len(self.letters)} identifiers")
-        query = self._clean(query, self._config.max_query_words)
+        query = self._chat.clean(query, self._config.max_query_words)
         # It stands in the prompt twice, and leaves half of it to the passages.
-        query = _cut(query, self._spans(query), max(1, self._max_tokens // 8))
-        texts = [self._clean(text, self._config.max_passage_words) for text in passages]
+        query = self._chat.cut(query, max(1, self._max_tokens // 8))
+        texts = [self._chat.clean(text, self._config.max_passage_words) for text in passages]
         budget = self._max_tokens - reserve - 1
         cap: int | None = None
         while True:
@@ -151,10 +148,10 @@ class ListwisePrompt:
                     f"the prompt for {len(passages)} passages needs {len(ids)} tokens without any text of theirs, and "
                     f"the model reads {self._max_tokens}; take a smaller window_size"
                 )
-            spans = [self._spans(text) for text in texts]
-            longest = max(map(len, spans), default=0)
-            cap = _fitting(list(map(len, spans)), overflow, longest if cap is None else min(cap, longest))
-            texts = [_cut(text, own, cap) for text, own in zip(texts, spans, strict=True)]
+            lengths = [self._chat.num_tokens(text) for text in texts]
+            longest = max(lengths, default=0)
+            cap = _fitting(lengths, overflow, longest if cap is None else min(cap, longest))
+            texts = [self._chat.cut(text, cap) for text in texts]
 
     def answer(self, order: Sequence[int]) -> list[int]:
         """Token ids of the answer that puts the passages at places `order` in this order, behind the bracket."""
@@ -180,31 +177,57 @@ class ListwisePrompt:
             config.body.replace("{rank}", IDENTIFIERS[place]).replace("{candidate}", " ".join(text.split()))
             for place, text in enumerate(passages)
         ]
-        return self._chat("".join([fill(config.prefix), *lines, fill(config.suffix)]))
-
-    def _chat(self, user: str) -> str:
-        """The turn as the checkpoint's chat template writes it, up to where the answer starts."""
-        system = self._config.system
-        if not getattr(self._tokenizer, "chat_template", None):
-            return f"{system}\n\n{user}\n\n"
-        settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
-        try:
-            messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-            return self._tokenizer.apply_chat_template(messages, **settings)
-        except Exception:  # noqa: BLE001 (templates raise what they like for a role they do not have)
-            messages = [{"role": "user", "content": f"{system}\n {user}"}]
-            return self._tokenizer.apply_chat_template(messages, **settings)
+        return self._chat.render("".join([fill(config.prefix), *lines, fill(config.suffix)]))
 
     def _ids(self, text: str) -> list[int]:
-        """Without the special tokens a tokenizer adds around a text: the chat template has written its own."""
+        return self._chat.ids(text)
+
+
+class Chat:
+    """One user's turn as the checkpoint's chat template writes it, and texts from outside made safe for it."""
+
+    def __init__(self, tokenizer: Any, system: str) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(f"{tokenizer.name_or_path}: raydr needs a fast tokenizer (a tokenizer.json)")
+        self._tokenizer, self._system = tokenizer, system
+        self._has_template = bool(getattr(tokenizer, "chat_template", None))
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    def render(self, user: str) -> str:
+        """The turn, up to where the answer starts."""
+        if not self._has_template:
+            return f"{self._system}\n\n{user}\n\n"
+        settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+        try:
+            messages = [{"role": "system", "content": self._system}, {"role": "user", "content": user}]
+            return self._tokenizer.apply_chat_template(messages, **settings)
+        except Exception:  # noqa: BLE001 (templates raise what they like for a role they do not have)
+            messages = [{"role": "user", "content": f"{self._system}\n {user}"}]
+            return self._tokenizer.apply_chat_template(messages, **settings)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a rendered turn, without the special tokens a tokenizer adds around a text: the template has
+        written its own.
+        """
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         bos = self._tokenizer.bos_token_id
-        has_template = bool(getattr(self._tokenizer, "chat_template", None))
-        return ids if has_template or bos is None else [bos, *ids]
+        return ids if self._has_template or bos is None else [bos, *ids]
 
-    def _clean(self, text: str, max_words: int) -> str:
+    def clean(self, text: str, max_words: int) -> str:
         """A text from outside: without special tokens, foreign identifiers and excessive length."""
-        return _words(neutralized(self._special.sub(" ", text)), max_words)
+        words = neutralized(self._special.sub(" ", text)).split(maxsplit=max_words)
+        return " ".join(words[:max_words])
+
+    def num_tokens(self, text: str) -> int:
+        return len(self._spans(text))
+
+    def cut(self, text: str, num_tokens: int) -> str:
+        """The text of its first `num_tokens` tokens."""
+        spans = self._spans(text)
+        if len(spans) <= num_tokens:
+            return text
+        return text[: spans[num_tokens - 1][1]] if num_tokens else ""
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -214,17 +237,6 @@ class ListwisePrompt:
 def neutralized(text: str) -> str:
     """`text` without anything that reads like an identifier: [B] becomes (B)."""
     return _FOREIGN.sub(r"(\1)", text)
-
-
-def _words(text: str, limit: int) -> str:
-    return " ".join(text.split(maxsplit=limit)[:limit])
-
-
-def _cut(text: str, spans: Sequence[tuple[int, int]], num_tokens: int) -> str:
-    """The text of its first `num_tokens` tokens."""
-    if len(spans) <= num_tokens:
-        return text
-    return text[: spans[num_tokens - 1][1]] if num_tokens else ""
 
 
 def _fitting(lengths: list[int], overflow: int, cap: int) -> int:

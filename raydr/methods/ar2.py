@@ -8,7 +8,7 @@ passage (adversarial), and to match D's distribution (distillation). `Ar2.fit` i
 2. D scores gold and candidates of every training query, once, as a batch job: it does not change while G is trained
 3. G: lambda * adversarial + (1 - lambda) * distillation, over the same n + 1 passages
 4. embed the corpus with G, index it, mine the next candidates
-5. measure both on the dev queries (`mine.dev_split`) beside all rounds before: `round-NN/evaluate`
+5. measure on the dev queries, where `mine.dev_split` names them, beside all rounds before: `round-NN/evaluate`
 
 | equation | function |
 | --- | --- |

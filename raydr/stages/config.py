@@ -1,4 +1,4 @@
-"""Settings of the stages: what `embed:`, `search:`, `mine:` and `score:` in a run's YAML may say."""
+"""Settings of the stages: what `embed:`, `search:`, `rerank:`, `mine:` and `score:` in a run's YAML may say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from raydr.config import Config
+from raydr.config import Component, Config
 from raydr.index.config import Device, SearchParameters
 from raydr.index.fusion import FusionConfig
 
@@ -44,6 +44,19 @@ class ScoreConfig(PoolConfig):
 
     queries_per_block: int = Field(default=32, ge=1)
     """Queries, each with all its positives and negatives, per call of the ranker."""
+
+
+class RerankConfig(PoolConfig):
+    """Reordering a run with a reranker."""
+
+    run: str | None = None
+    """A TREC run file; null: that of `search` in `out`."""
+    reranker: Component | None = None
+    """A reranker, or a method that builds one; null: the run's own method."""
+    depth: int = Field(default=100, ge=1)
+    """Hits of each query that are reordered; the others follow in their order."""
+    queries_per_block: int = Field(default=16, ge=1)
+    """Lists given to a reranker at once; one that works on many at a time fills its batches from them."""
 
 
 class SearchConfig(Config):

@@ -38,6 +38,7 @@ from raydr.progress import Progress
 from raydr.protocols import Reranker, TopK
 from raydr.stages.config import SearchConfig
 from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
+from raydr.stages.rerank import reranked
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
 
 KIND = "run"
@@ -214,15 +215,21 @@ class Searcher:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The first `rerank` hits of each query by the reranker's scores; the others behind them."""
         new_rows, new_scores = [], []
-        for number, query in enumerate(queries):
-            hits_of_query = np.flatnonzero(line == number)
-            own, others = np.split(hits_of_query, [self._config.rerank])
-            passages = self._passages(rows[own])
-            row_of = {passage.passage_id: row for passage, row in zip(passages, rows[own], strict=True)}
-            hits = [Hit(p.passage_id, float(s)) for p, s in zip(passages, scores[own], strict=True)]
-            for hit in reranker.rerank(query, hits, {passage.passage_id: passage for passage in passages}):
-                new_rows.append(row_of[hit.passage_id])
-                new_scores.append(hit.score)
+        parts = [np.split(np.flatnonzero(line == number), [self._config.rerank]) for number in range(len(queries))]
+        heads = np.concatenate([own for own, _ in parts]) if parts else np.empty(0, dtype=np.int64)
+        passages = dict(zip(rows[heads].tolist(), self._passages(rows[heads]), strict=True))
+        row_of = {passage.passage_id: row for row, passage in passages.items()}
+        lists = [
+            (
+                query,
+                [Hit(passages[row].passage_id, float(score)) for row, score in zip(rows[own].tolist(), scores[own])],
+            )
+            for query, (own, _) in zip(queries, parts, strict=True)
+        ]
+        ranked = reranked(reranker, lists, {passage.passage_id: passage for passage in passages.values()})
+        for hits, (own, others) in zip(ranked, parts, strict=True):
+            new_rows.extend(row_of[hit.passage_id] for hit in hits)
+            new_scores.extend(hit.score for hit in hits)
             lowest = new_scores[-1] if len(own) else 0.0
             new_rows.extend(rows[others])
             new_scores.extend(lowest - np.arange(1, len(others) + 1))

@@ -15,7 +15,7 @@ from raydr.data.config import DataConfig
 from raydr.evaluation.config import EvaluateConfig
 from raydr.index.config import IndexConfig
 from raydr.runtime import Runtime
-from raydr.stages.config import EmbedConfig, MineConfig, ScoreConfig, SearchConfig
+from raydr.stages.config import EmbedConfig, MineConfig, RerankConfig, ScoreConfig, SearchConfig
 from raydr.train.config import TrainConfig
 
 
@@ -36,6 +36,8 @@ class RunConfig(Config):
     """Building the index."""
     search: SearchConfig = Field(default_factory=SearchConfig)
     """Searching it with the queries of the split."""
+    rerank: RerankConfig = Field(default_factory=RerankConfig)
+    """Reordering what was found."""
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     """Measuring the run against the judgements."""
     train: TrainConfig | None = None

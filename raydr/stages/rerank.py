@@ -1,0 +1,191 @@
+"""rerank: reorders a run with a reranker, as one batch job; the batch side of what `/v1/search` with `rerank` serves.
+
+Notable: lists go to the reranker by the block, and one that ranks many at a time (FIRST, on vLLM) puts the windows of
+all lists of a block into its batches. On Ray every actor has a reranker, so an engine, of its own. A run file's scores
+descend; where a reranker's own do not (those of different windows), the running minimum stands there.
+
+| in the artifact (kind "run") | what |
+| --- | --- |
+| run.trec | the run, readable by trec_eval |
+| hits.parquet | query_id, passage_id, score |
+
+    rerank_run(run, queries, index_path, Component(...), RerankConfig(depth=100), out, use_ray=True)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.config import Component
+from raydr.encoders.factory import build_ranker
+from raydr.errors import ConfigError, DataError
+from raydr.evaluation.trec import write_run
+from raydr.index.reader import IndexReader
+from raydr.progress import Progress
+from raydr.protocols import Reranker
+from raydr.stages.config import RerankConfig
+from raydr.stages.pool import smallest_node_cpus, worker_pool
+from raydr.types import PASSAGE_ID, QUERY_ID, SCORE, TEXT, Hit, Passage, Query, Run
+
+KIND = "run"
+RUN = "run.trec"
+HITS = "hits.parquet"
+_HITS = pa.schema([(QUERY_ID, pa.string()), (PASSAGE_ID, pa.string()), (SCORE, pa.float32())])
+_LISTS = pa.schema(
+    {QUERY_ID: pa.string(), TEXT: pa.string(), "passage_ids": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
+)
+
+
+def reranked(
+    reranker: Any, lists: Sequence[tuple[Query, Sequence[Hit]]], passages: Mapping[str, Passage]
+) -> list[list[Hit]]:
+    """Each list in the reranker's order, with scores that descend."""
+    if hasattr(reranker, "rerank_many"):
+        ranked = reranker.rerank_many(lists, passages)
+    else:
+        ranked = [reranker.rerank(query, hits, passages) for query, hits in lists]
+    return [_descending(hits) for hits in ranked]
+
+
+def _descending(hits: Sequence[Hit]) -> list[Hit]:
+    lowest = np.minimum.accumulate([hit.score for hit in hits]) if hits else []
+    return [Hit(hit.passage_id, float(score)) for hit, score in zip(hits, lowest, strict=True)]
+
+
+def rerank_run(
+    run: Run,
+    queries: Sequence[Query],
+    index_path: Path,
+    reranker: Component,
+    config: RerankConfig,
+    out: Path,
+    *,
+    use_ray: bool,
+) -> Artifact:
+    """The run in `out` with each query's first `depth` hits reordered and the others behind them.
+
+    `index_path` has the passages. A finished artifact of the same run, queries and reranker stays. Raises `DataError`
+    for a run that names unknown queries or passages.
+    """
+    reader = IndexReader.open(index_path)
+    texts = {query.query_id: query.text for query in queries}
+    if unknown := [query_id for query_id in run if query_id not in texts]:
+        raise DataError(f"the run has hits for query {unknown[0]!r}, which is not among the {len(texts)} queries")
+    settings = {
+        "reranker": reranker.model_dump(mode="json"),
+        "depth": config.depth,
+        "run": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest(),
+        "queries": hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest(),
+    }
+    inputs = {"index": reader.artifact, **artifacts_named_in({"reranker": settings["reranker"]})}
+    prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    if is_finished(out, fingerprint(KIND, settings, prints)):
+        print(f"rerank: {out} has this run already", file=sys.stderr)
+        return open_artifact(out, kind=KIND)
+    heads = [_head(query_id, texts[query_id], hits[: config.depth]) for query_id, hits in run.items()]
+    blocks = [
+        pa.Table.from_pylist(heads[start : start + config.queries_per_block], schema=_LISTS)
+        for start in range(0, len(heads), config.queries_per_block)
+    ]
+    path = reader.path.resolve()
+    with (
+        write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer,
+        Progress("rerank", total=len(heads), unit="query") as progress,
+    ):
+        tables = _on_ray(blocks, reranker, config, path) if use_ray else map(_Reranker(reranker, path), blocks)
+        found: dict[str, list[Hit]] = {}
+        for table in tables:
+            for row in table.to_pylist():
+                found[row[QUERY_ID]] = [Hit(*hit) for hit in zip(row["passage_ids"], row["scores"], strict=True)]
+            progress.update(table.num_rows)
+        whole = {query_id: _with_rest(found[query_id], hits[config.depth :]) for query_id, hits in run.items()}
+        rows = [(query_id, *hit) for query_id, hits in whole.items() for hit in hits]
+        columns = zip(*rows, strict=True) if rows else ([], [], [])
+        pq.write_table(pa.table(dict(zip(_HITS.names, map(list, columns), strict=True)), schema=_HITS), out / HITS)
+        write_run(whole, out / RUN)
+        writer.counts.update(queries=len(heads), hits=len(rows))
+        writer.details["index_version"] = reader.version
+    return open_artifact(out, kind=KIND)
+
+
+def _head(query_id: str, text: str, hits: Sequence[Hit]) -> dict[str, Any]:
+    ids, scores = [hit.passage_id for hit in hits], [hit.score for hit in hits]
+    return {QUERY_ID: query_id, TEXT: text, "passage_ids": ids, "scores": scores}
+
+
+def _with_rest(head: list[Hit], rest: Sequence[Hit]) -> list[Hit]:
+    """What was not reranked keeps its order, with scores below."""
+    lowest = head[-1].score if head else 0.0
+    return [*head, *(Hit(hit.passage_id, lowest - place) for place, hit in enumerate(rest, start=1))]
+
+
+class _Reranker:
+    """Reorders blocks of lists; built where it runs."""
+
+    def __init__(self, component: Component, index_path: Path) -> None:
+        built = build_ranker(component)
+        if not isinstance(built, Reranker):
+            raise ConfigError(f"{component.import_path}: {type(built).__name__} is no reranker")
+        self._reranker, self._reader = built, IndexReader.open(index_path)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows = block.to_pylist()
+        lists = [(Query(row[QUERY_ID], row[TEXT]), list(map(Hit, row["passage_ids"], row["scores"]))) for row in rows]
+        passages = self._passages({hit.passage_id for _, hits in lists for hit in hits})
+        ranked = reranked(self._reranker, lists, passages)
+        heads = [_head(q.query_id, q.text, hits) for (q, _), hits in zip(lists, ranked, strict=True)]
+        return pa.Table.from_pylist(heads, schema=_LISTS)
+
+    def _passages(self, ids: set[str]) -> dict[str, Passage]:
+        rows = self._reader.passage_ids.where(ids)
+        found = {
+            record[PASSAGE_ID]: Passage(record[PASSAGE_ID], record[TEXT] or "", record["title"] or "")
+            for record in self._reader.passages(rows)
+        }
+        if missing := ids - set(found):
+            raise DataError(f"the run names passage {min(missing)!r}, which is not in {self._reader.path}")
+        return found
+
+
+class _RerankActor:
+    """A `_Reranker` in a Ray actor."""
+
+    def __init__(self, component: Component, index_path: Path, num_threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray would derive it from the CPUs reserved for scheduling
+        self._rerank = _Reranker(component, index_path)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return self._rerank(block)
+
+
+def _on_ray(blocks: list[pa.Table], component: Component, config: RerankConfig, path: Path) -> Iterator[pa.Table]:
+    """The blocks over a pool of actors, in any order."""
+    import ray.data
+
+    pool = worker_pool(config, ray.cluster_resources(), smallest_node_cpus())
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        # Not `from_arrow`, which sends a task of one CPU to look at the tables.
+        ranked = ray.data.from_blocks(blocks).map_batches(
+            _RerankActor,
+            fn_constructor_args=(component, path, pool.num_threads),
+            batch_format="pyarrow",
+            batch_size=None,
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.fewest),
+            num_cpus=pool.reserved_cpus,
+            num_gpus=config.worker_gpus,
+        )
+        yield from ranked.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -1,0 +1,105 @@
+"""FIRST on vLLM behind Ray Serve: the scores of a forward pass, and what happens when vLLM's process is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+from tiny_serving import ANIMALS
+
+from raydr.config import Component
+from raydr.methods.first import First
+from raydr.types import Hit, Passage, Query
+from raydr.verbs.serve import serving
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+QUERY = "who hunts mice"
+
+
+@pytest.fixture(scope="module")
+def site(ray_cluster, animals, causal_lm):
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "max_model_tokens": 1024}
+    rerankers = {
+        "first": Component(
+            import_path="raydr.methods.first:First", args={"engine": engine, "window_size": 4, "stride": 2}
+        )
+    }
+    with serving(animals, host="127.0.0.1", port=port, rerankers=rerankers) as address:
+        yield address
+
+
+def expected(causal_lm, ids: list[str]) -> list[Hit]:
+    """The same list ranked with a transformers forward pass."""
+    engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "backend": "transformers", "max_model_tokens": 1024}
+    reranker = First(First.Config(engine=engine, window_size=4, stride=2)).build_reranker()
+    passages = {id_: Passage(id_, ANIMALS[id_][1], ANIMALS[id_][0]) for id_ in ids}
+    return asyncio.run(reranker.rerank_async(Query("q", QUERY), [Hit(id_, 0.0) for id_ in ids], passages))
+
+
+def test_a_search_is_ranked_as_a_forward_pass_ranks_it(site, causal_lm):
+    plain = httpx.post(f"{site}/v1/search", json={"query": QUERY, "k": 6}, timeout=60).json()
+    body = {"query": QUERY, "k": 6, "rerank": True}
+    answer = httpx.post(f"{site}/v1/search", json=body, timeout=60).json()
+    assert answer["reranking"] == {"model": "first", "depth": 20, "applied": True}
+    ranked = expected(causal_lm, [hit["id"] for hit in plain["hits"]])
+    assert [hit["id"] for hit in answer["hits"]] == [hit.passage_id for hit in ranked]
+    assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in ranked], abs=1e-3)
+    documents = [f"{title}. {text}" if title else text for title, text, *_ in ANIMALS.values()]
+    again = httpx.post(f"{site}/v1/rerank", json={"query": QUERY, "documents": documents}, timeout=60).json()
+    assert sorted(found["index"] for found in again["results"]) == list(range(6))
+
+
+def test_killing_the_engine_under_load_gives_clear_errors_and_it_comes_back(site):
+    stop, answers = threading.Event(), []
+
+    def ask() -> None:
+        with httpx.Client(base_url=site, timeout=60) as http:
+            while not stop.is_set():
+                body = {"query": QUERY, "k": 6, "rerank": True}
+                answers.append(http.post("/v1/search", json=body))
+                body["on_rerank_failure"] = "keep_order"
+                answers.append(http.post("/v1/search", json=body))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(2)
+        (core,) = [
+            p for p in psutil.process_iter(["cmdline"]) if any("EngineCore" in a for a in p.info["cmdline"] or ())
+        ]
+        core.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 240
+        failed = False
+        while time.monotonic() < deadline:
+            last = answers[-1]
+            failed = failed or last.status_code == 503 or last.json().get("reranking", {}).get("applied") is False
+            if failed and last.status_code == 200 and last.json()["reranking"]["applied"]:
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError(f"the reranker did not come back: {answers[-1].text}")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    # While the replica is replaced a search waits for the new one, for as long as `rerank_timeout_s`.
+    assert {answer.status_code for answer in answers} <= {200, 503, 504}
+    for answer in answers:
+        if answer.status_code != 200:
+            assert answer.json()["error"]["code"] in ("reranker_unavailable", "unavailable", "rerank_timeout")
+            assert int(answer.headers["Retry-After"]) >= 1
+        else:
+            assert len(answer.json()["hits"]) == 6
+    assert any(answer.status_code == 503 for answer in answers)
