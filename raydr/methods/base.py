@@ -252,8 +252,8 @@ class MethodEncoder:
 
     @property
     def inner(self) -> Encoder:
-        """The encoder without the preprocessing."""
-        return self._encoder
+        """The encoder without the preprocessing; that of a ranker is its retriever's, which may be wrapped as well."""
+        return getattr(self._encoder, "inner", self._encoder)
 
     def encode_queries(self, queries: Sequence[Query]) -> Embeddings:
         return self._encoder.encode_queries([self._method.preprocess_query(q) for q in queries])

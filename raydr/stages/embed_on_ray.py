@@ -56,9 +56,14 @@ class _EmbedActor:
         done = Work(
             after.passages - before.passages, after.tokens - before.tokens, after.padded_tokens - before.padded_tokens
         )
-        self._passages.inc(done.passages)
-        self._tokens.inc(done.tokens)
-        self._seconds.inc(self._embedder.seconds - seconds)
+        counts = {
+            self._passages: done.passages,
+            self._tokens: done.tokens,
+            self._seconds: self._embedder.seconds - seconds,
+        }
+        for counter, value in counts.items():
+            if value > 0:  # Ray refuses zero, and not every encoder counts tokens
+                counter.inc(value)
         self._padding.set(after.padding_share)
         if self._tally is not None:
             self._tally.add.remote(done)

@@ -25,6 +25,7 @@ from raydr.stages.config import EmbedConfig
 from raydr.stages.embed import check_complete, embed_corpus
 from raydr.stages.embed_on_ray import CHECKPOINTS, embed_stage
 from raydr.types import EMBEDDING, PASSAGE_ID, POSITION, Passage
+from tests.corpora import METHOD
 
 ZERO_SHOT = Component(import_path="raydr.methods.zero_shot:ZeroShot", args={"precision": "float32"})
 NUM_PASSAGES = 60
@@ -124,6 +125,22 @@ def test_the_stage_composes_and_checks_its_columns(ray_cluster):
     np.testing.assert_allclose(got, expected, atol=1e-5)
     with pytest.raises(DataError, match="embed needs the column text; this table has body"):
         stage(ray.data.from_items([{"passage_id": "p", "position": 0, "body": "b"}]))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("method", "counts_tokens"),
+    [
+        (Component.model_validate(METHOD), False),  # an encoder of one's own owes nobody a count
+        (Component(import_path="raydr.methods.cross_encoder:CrossEncoderRanker", args={"retriever": ZERO_SHOT}), True),
+    ],
+    ids=["an encoder that counts nothing", "a ranker, which embeds with its retriever"],
+)
+def test_every_methods_encoder_embeds_on_ray(ray_cluster, corpus, tmp_path, method, counts_tokens):
+    artifact = embed(corpus, tmp_path / "ray", method=method, use_ray=True, num_workers=(1, 1))
+    _, here = table_of(embed(corpus, tmp_path / "local", method=method).path)
+    np.testing.assert_allclose(table_of(artifact.path)[1], here, atol=1e-5)
+    assert (artifact.manifest.details["num_tokens"] > 0) == counts_tokens
 
 
 class Run:
