@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import cached_property
@@ -35,7 +36,9 @@ class EngineReranker(ABC):
 
     @cached_property
     def engine(self) -> Engine:
-        return build_engine(self._engine_config)
+        engine = build_engine(self._engine_config)
+        weakref.finalize(self, engine.close)  # at the latest when the process ends: an engine has processes of its own
+        return engine
 
     def rerank(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
         """`rerank_async`, awaited."""

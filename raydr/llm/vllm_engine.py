@@ -60,6 +60,7 @@ class VllmEngine:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (ValueError, OSError, RuntimeError) as error:
             raise ConfigError(f"{path}: vLLM cannot serve this checkpoint: {error}") from error
+        self._closed = False
         self.max_model_tokens = int(self._engine.model_config.max_model_len)
 
     async def next_token_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
@@ -109,7 +110,9 @@ class VllmEngine:
             raise EngineError(f"vLLM's engine has stopped: {error}") from error
 
     def close(self) -> None:
-        self._engine.shutdown()
+        if not self._closed:
+            self._closed = True
+            self._engine.shutdown()
 
 
 def _set_environment(config: EngineConfig) -> None:
