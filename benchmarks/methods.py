@@ -5,7 +5,9 @@
 Every cell is one `raydr reproduce` of jobs/configs/<method>_small.yaml in a folder of its own, so a grid that was
 stopped goes on. The cross-encoder, once trained, teaches TAS-Balanced with every seed; `tas_random` is that method with
 random batches and pairs, and the same two teachers; `contrastive_own` compares a query with as many passages as AR2
-does, its positive and three negatives, and with nobody else's. For AR2 the warm-up ranker and the last one also reorder
+does, its positive and three negatives, and with nobody else's; `first_lm` trains FIRST's network with the
+language-modelling loss alone. Rankers (cross_encoder, first, first_lm) reorder the untrained retriever's first hits, as
+their configs say. For AR2 the warm-up ranker and the last one also reorder
 the retriever's first hits (`--rerank`), which compares the two rankers. The table gives mean and standard deviation
 over the seeds.
 """
@@ -35,6 +37,7 @@ from raydr.verbs.search import search
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 METHODS = ["zero_shot", "contrastive", "contrastive_own", "mw", "cross_encoder", "tas_balanced", "tas_random", "ar2"]
+METHODS += ["first", "first_lm"]
 ONCE = ["zero_shot", "cross_encoder"]
 """The start, and TAS-Balanced's teacher: of the first seed only."""
 MEASURES = ["nDCG@10", "R@5", "R@100", "pooled AUC"]
@@ -47,12 +50,15 @@ def config_of(method: str, folder: Path, data: Path, seed: int, overrides: list[
         "zero_shot": "zero_shot",
         "contrastive_own": "contrastive_small",
         "tas_random": "tas_balanced_small",
+        "first_lm": "first_small",
     }
     name = names.get(method, f"{method}_small")
     own = [*LENGTHS, "search.k=600", "evaluate.measures=[nDCG@10,RR@10,R@5,R@100]"]
     settings = own if method == "zero_shot" else [f"train.seed={seed}", *overrides]
     if method == "contrastive_own":
         settings += ["method.args.in_batch=false", "method.args.num_negatives=3"]
+    if method == "first_lm":
+        settings.append("method.args.objective=generation")
     if method.startswith("tas"):
         settings += teachers(method, folder.parent, seed)
     return REPOSITORY / f"jobs/configs/{name}.yaml", [f"data.path={data}", "runtime=ray", f"out={folder}", *settings]

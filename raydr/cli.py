@@ -191,11 +191,12 @@ def _add_data(commands: Any) -> None:
         action.add_argument("source", help="a JSONL file of training examples")
         action.add_argument("--from", dest="source_format", default="auto", help="its format (default: recognised)")
         action.add_argument("--corpus", help="the corpus, where examples name passages by id")
+        action.add_argument("--queries", help="the queries, where examples name them by id")
     convert.add_argument("target", type=Path, help="file to write")
     convert.add_argument(
         "--to", dest="target_format", required=True, help="format to write; docs/data_formats.md has all"
     )
-    convert.add_argument("--target-corpus", type=Path, help="where the corpus of `--to tevatron_ids` goes")
+    convert.add_argument("--target-corpus", type=Path, help="where the passages go, where the target names them by id")
     convert.add_argument("--qrels", help="judgements that turn candidates into positives and negatives")
     convert.add_argument("--rejects", type=Path, help="leave bad lines out, and list them in this file")
 
@@ -342,7 +343,7 @@ def _run_update_compact(arguments: argparse.Namespace) -> int:
 def _run_validate(arguments: argparse.Namespace) -> int:
     from raydr.data.training_formats import validate
 
-    checked = validate(arguments.source, arguments.source_format, corpus=arguments.corpus)
+    checked = validate(arguments.source, arguments.source_format, corpus=arguments.corpus, queries=arguments.queries)
     for problem in checked.problems:
         print(problem)
     for field, count in checked.unread.items():
@@ -360,6 +361,7 @@ def _run_convert(arguments: argparse.Namespace) -> int:
         arguments.target_format,
         source_format=arguments.source_format,
         corpus=arguments.corpus,
+        queries=arguments.queries,
         target_corpus=arguments.target_corpus,
         qrels=arguments.qrels,
         rejects=arguments.rejects,

@@ -14,7 +14,8 @@ c is the range of the teacher's scores over the range of P q at the start of the
 Notable: all queries move at once, each with Adam's own state; a query whose scores have no range, or without passages,
 stays where it is (the released code divides by zero, and loses the query).
 
-    refined = refine(queries, passages, mask, cross_encoder=scores, order=ranks)
+    queries = towards_scores(queries, passages, cross_encoder_scores, mask)
+    queries = towards_order(queries, passages, scores_in_new_order, ranks, mask)
 """
 
 from __future__ import annotations
@@ -23,24 +24,10 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from raydr.config import Config
-
-
-class FeedbackConfig(Config):
-    """How far a query is moved; the paper's values."""
-
-    learning_rate: float = Field(default=0.005, gt=0)
-    """Of the cross-encoder's stage."""
-    steps: int = Field(default=100, ge=0)
-    """Of the cross-encoder's stage."""
-    order_learning_rate: float = Field(default=0.001, gt=0)
-    """Of the listwise stage."""
-    order_steps: int = Field(default=20, ge=0)
-    """Of the listwise stage."""
+from raydr.losses import ranknet_per_group
 
 
 def towards_scores(
@@ -48,7 +35,9 @@ def towards_scores(
     passages: Float[Tensor, "query group dim"],
     teacher_scores: Float[Tensor, "query group"],
     mask: Bool[Tensor, "query group"],
-    config: FeedbackConfig,
+    *,
+    learning_rate: float = 0.005,
+    steps: int = 100,
 ) -> Float[Tensor, "query dim"]:
     """Stage A. `mask` is false at padding."""
     low = torch.finfo(torch.float32).min
@@ -58,7 +47,7 @@ def towards_scores(
         student = scores.masked_fill(~mask, low).log_softmax(dim=1)
         return (functional.kl_div(student, target, reduction="none", log_target=True) * mask).sum(dim=1)
 
-    return _moved(queries, passages, teacher_scores, mask, losses, config.learning_rate, config.steps)
+    return _moved(queries, passages, teacher_scores, mask, losses, learning_rate, steps)
 
 
 def towards_order(
@@ -67,19 +56,18 @@ def towards_order(
     teacher_scores: Float[Tensor, "query group"],
     ranks: Int[Tensor, "query group"],
     mask: Bool[Tensor, "query group"],
-    config: FeedbackConfig,
+    *,
+    learning_rate: float = 0.001,
+    steps: int = 20,
 ) -> Float[Tensor, "query dim"]:
     """Stage B. `ranks` are the teacher's, from 1; `teacher_scores` give the scale alone: the scores of the first search
     handed out in the new order, or the teacher's own.
     """
-    is_pair = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-    weights = is_pair / (ranks[:, :, None] + ranks[:, None, :])
-    num_pairs = is_pair.sum(dim=(1, 2)).clamp(min=1)
 
     def losses(scores: Tensor) -> Tensor:
-        return (functional.softplus(scores[:, None, :] - scores[:, :, None]) * weights).sum(dim=(1, 2)) / num_pairs
+        return ranknet_per_group(scores, ranks, mask)
 
-    return _moved(queries, passages, teacher_scores, mask, losses, config.order_learning_rate, config.order_steps)
+    return _moved(queries, passages, teacher_scores, mask, losses, learning_rate, steps)
 
 
 def _moved(

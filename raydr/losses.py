@@ -84,12 +84,23 @@ def ranknet(
     `ranks` are the teacher's, from 1; equal ranks make no pair. `weighted` multiplies a pair's loss by one over the sum
     of its ranks, so that mistakes at the top cost most. Source: Burges et al. 2005; FIRST (arXiv 2406.15657).
     """
-    scores, ranks = group_scores.float(), ranks.float()
-    is_pair = ranks[:, :, None] < ranks[:, None, :]
-    losses = functional.softplus(scores[:, None, :] - scores[:, :, None])
+    everything = torch.ones_like(ranks, dtype=torch.bool)
+    return ranknet_per_group(group_scores.float(), ranks, everything, weighted=weighted).mean()
+
+
+def ranknet_per_group(
+    group_scores: Float[Tensor, "query group"],
+    ranks: Int[Tensor, "query group"],
+    mask: Bool[Tensor, "query group"],
+    *,
+    weighted: bool = True,
+) -> Float[Tensor, " query"]:
+    """`ranknet` of every group on its own, in the scores' precision; `mask` is false at candidates that are padding."""
+    is_pair = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+    losses = functional.softplus(group_scores[:, None, :] - group_scores[:, :, None])
     if weighted:
         losses = losses / (ranks[:, :, None] + ranks[:, None, :])
-    return ((losses * is_pair).sum(dim=(1, 2)) / is_pair.sum(dim=(1, 2)).clamp(min=1)).mean()
+    return (losses * is_pair).sum(dim=(1, 2)) / is_pair.sum(dim=(1, 2)).clamp(min=1)
 
 
 def lambdarank(group_scores: Float[Tensor, "query group"], ranks: Int[Tensor, "query group"]) -> Float[Tensor, ""]:

@@ -22,7 +22,6 @@ from raydr import runtime
 from raydr.artifacts import Artifact
 from raydr.config import Component
 from raydr.data.corpus import Corpus, QuerySet
-from raydr.data.example_files import examples_from_file
 from raydr.data.examples import ExampleSet
 from raydr.data.ingest import ingest, ingest_queries
 from raydr.encoders.factory import EncoderFactory
@@ -32,7 +31,7 @@ from raydr.evaluation.trec import read_run
 from raydr.index.build import build_index
 from raydr.stages.config import MineConfig
 from raydr.stages.embed import embed_corpus
-from raydr.stages.mine import mine_negatives, training_data
+from raydr.stages.mine import examples_of_file, mine_negatives, training_data
 from raydr.stages.query_encoder import QueryEncoder
 from raydr.stages.score import score_examples
 from raydr.stages.search import RUN, search_corpus
@@ -85,14 +84,24 @@ class Steps:
         build_index(self.corpus, embeddings, self.config.index, out / "index", use_ray=self.use_ray)
         return out / "index"
 
+    def examples(self, method: Component) -> tuple[ExampleSet, ExampleSet | None]:
+        """The training and dev examples of a training in one round: mined with `method`, or those of the config's file.
+
+        The index to mine in is only made where something is mined.
+        """
+        config = self.config.mine
+        if config.source_file is not None and config.dev_split is None:
+            return examples_of_file(config, self.config.out / "examples"), None
+        index = self.base(method)
+        return self.mine(method, index, "examples"), self.dev(method, index)
+
     def mine(self, method: Component, index: Path, folder: str, *, split: str | None = None) -> ExampleSet:
         """Examples for the queries of `split`, with negatives found in `index`; None: as the config says, which may
         name a file of examples instead.
         """
         config = self.config.mine if split is None else self._of_split(split)
         if config.source_file is not None:
-            out, corpus = self.config.out / folder, config.source_corpus
-            return examples_from_file(config.source_file, out, source_format=config.source_format, corpus=corpus)
+            return examples_of_file(config, self.config.out / folder)
         mined = mine_negatives(
             index,
             self._queries(config),

@@ -30,6 +30,10 @@ class Passage(NamedTuple):
     title: str = ""
     image: bytes | None = None
 
+    def joined(self, separator: str) -> str:
+        """Title and text as one; the text alone where there is no title."""
+        return f"{self.title}{separator}{self.text}" if self.title else self.text
+
 
 class Qrel(NamedTuple):
     """One judgement; `relevance` is the grade, and grades below 1 mean not relevant (negative grades occur)."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raydr.feedback import FeedbackConfig, towards_order, towards_scores
+from raydr.feedback import towards_order, towards_scores
 
 P = torch.tensor([[[1, 0, 0], [0.8, 0.6, 0], [0.6, 0, 0.8], [0, 1, 0]]], dtype=torch.float64)
 Q = torch.tensor([[1, 0.2, 0.1]], dtype=torch.float64)
@@ -14,15 +14,15 @@ RANKS, HANDED_OUT = torch.tensor([[4, 1, 3, 2]]), torch.tensor([[0.2, 1.0, 0.68,
 
 
 def test_a_cross_encoders_scores_move_the_query_as_the_card_says():
-    once = towards_scores(Q, P, T, ALL, FeedbackConfig(steps=1))
+    once = towards_scores(Q, P, T, ALL, steps=1)
     torch.testing.assert_close(once, torch.tensor([[0.995, 0.205, 0.095]], dtype=torch.float64), atol=1e-7, rtol=0)
-    moved = towards_scores(Q, P, T, ALL, FeedbackConfig())
+    moved = towards_scores(Q, P, T, ALL)
     expected = torch.tensor([[0.5845949362, 0.6125299419, -0.2282696079]], dtype=torch.float64)
     torch.testing.assert_close(moved, expected, atol=1e-8, rtol=0)
 
 
 def test_an_order_moves_the_query_as_the_card_says():
-    moved = towards_order(Q, P, HANDED_OUT, RANKS, ALL, FeedbackConfig())
+    moved = towards_order(Q, P, HANDED_OUT, RANKS, ALL)
     expected = torch.tensor([[0.9800305723, 0.2199873475, 0.0800162737]], dtype=torch.float64)
     torch.testing.assert_close(moved, expected, atol=1e-8, rtol=0)
     assert (moved - Q).abs().max() <= 0.0201  # Adam's bound: steps times rate
@@ -37,12 +37,12 @@ def test_queries_move_each_on_its_own_and_padding_is_nothing():
     queries = torch.cat([Q, -Q])
     teacher = torch.cat([T, torch.tensor([[1.0, 2.0, 0.5, 99.0]], dtype=torch.float64)])
     ranks = torch.cat([RANKS, torch.tensor([[2, 1, 3, 4]])])
-    both = towards_scores(queries, passages, teacher, mask, FeedbackConfig())
-    alone = towards_scores(-Q, other, teacher[1:, :3], mask[1:, :3], FeedbackConfig())
-    torch.testing.assert_close(both[:1], towards_scores(Q, P, T, ALL, FeedbackConfig()))
+    both = towards_scores(queries, passages, teacher, mask)
+    alone = towards_scores(-Q, other, teacher[1:, :3], mask[1:, :3])
+    torch.testing.assert_close(both[:1], towards_scores(Q, P, T, ALL))
     torch.testing.assert_close(both[1:], alone)
-    both = towards_order(queries, passages, teacher, ranks, mask, FeedbackConfig())
-    alone = towards_order(-Q, other, teacher[1:, :3], ranks[1:, :3], mask[1:, :3], FeedbackConfig())
+    both = towards_order(queries, passages, teacher, ranks, mask)
+    alone = towards_order(-Q, other, teacher[1:, :3], ranks[1:, :3], mask[1:, :3])
     torch.testing.assert_close(both[1:], alone)
 
 
@@ -50,10 +50,10 @@ def test_queries_move_each_on_its_own_and_padding_is_nothing():
 def test_where_there_is_no_direction_the_query_stays(teacher):
     mask = ALL if teacher.std() == 0 else torch.zeros(1, 4, dtype=torch.bool)
     teacher = teacher.double()
-    assert torch.equal(towards_scores(Q, P, teacher, mask, FeedbackConfig()), Q)
-    assert torch.equal(towards_order(Q, P, teacher, RANKS, mask, FeedbackConfig()), Q)
+    assert torch.equal(towards_scores(Q, P, teacher, mask), Q)
+    assert torch.equal(towards_order(Q, P, teacher, RANKS, mask), Q)
     same = P[:, :1].expand(1, 4, 3)
-    assert torch.equal(towards_order(Q, same, T, RANKS, ALL, FeedbackConfig()), Q)
+    assert torch.equal(towards_order(Q, same, T, RANKS, ALL), Q)
 
 
 def test_the_students_range_starts_at_half_the_teachers():

@@ -39,23 +39,33 @@ _BLOCK = 8192
 
 
 def examples_from_file(
-    path: str, out: str | Path, *, source_format: str = "auto", corpus: str | None = None
+    path: str,
+    out: str | Path,
+    *,
+    source_format: str = "auto",
+    corpus: str | None = None,
+    queries: str | None = None,
+    trust_order: bool = False,
 ) -> ExampleSet:
     """The examples of a JSONL file at `out`; finished ones of the same file (name, size, time) stay.
 
-    Queries without any positive are left out and counted. `corpus` is the JSONL file that the ids of `tevatron_ids`
-    point into. Raises `DataError` naming file, line and field of bad lines.
+    Queries without any positive are left out and counted. `corpus` and `queries` are the JSONL files that passages and
+    queries named by id are in. With `trust_order` a list that nobody judged is a teacher's order: its first passage is
+    the positive, the others are negatives, and every line stays an example of its own. Raises `DataError` naming file,
+    line and field of bad lines.
     """
     out = Path(out)
     name = detect_format(path) if source_format == "auto" else source_format
-    if not format_named(name).is_judged:
+    kind = format_named(name)
+    if not kind.is_judged and not trust_order:
         raise DataError(
             f"{path}: its candidates are not judged, and training needs positives: "
-            "raydr data convert FILE JUDGED --to tevatron --qrels QRELS"
+            "raydr data convert FILE JUDGED --to tevatron --qrels QRELS; or, where their order is a teacher's to learn "
+            "from, mine.trust_order=true"
         )
-    if name == "tevatron_ids" and corpus is None:
+    if kind.names_passages and corpus is None:
         raise DataError(f"{path}: names its passages by id: give the corpus file they are in, mine.source_corpus=FILE")
-    stamps = [Folder.open(file).files()[0].stamp for file in (path, corpus) if file is not None]
+    stamps = [Folder.open(file).files()[0].stamp for file in (path, corpus, queries) if file is not None]
     settings = {"source_format": name, "files": stamps}
     if is_finished(out, fingerprint(KIND, settings, {})):
         print(f"raydr: {out}: reused, {path} is unchanged", file=sys.stderr)
@@ -63,7 +73,7 @@ def examples_from_file(
     with write_artifact(out, kind=KIND, config=settings) as artifact, ExampleWriter(out) as writer:
         gathered = _Gathered(writer)
         with Problems(path, hint=_HINT) as problems:
-            for line, example in read_examples(path, problems, name, corpus=corpus):
+            for line, example in read_examples(path, problems, name, corpus=corpus, queries=queries):
                 try:
                     gathered.add(example)
                 except BadFieldError as error:
@@ -111,13 +121,17 @@ class _Gathered:
     def add(self, example: TrainingExample) -> None:
         """Raises `BadFieldError` where an id stands for another text already."""
         query = Query(example.some_query_id, example.query)
-        merged = self._merged.setdefault(query.query_id, _Merged(query))
+        # Two orders of one query may disagree, so each stays a list of its own.
+        key = f"{len(self._merged)} {query.query_id}" if example.candidates else query.query_id
+        merged = self._merged.setdefault(key, _Merged(query))
         if merged.query.text != query.text:
             raise BadFieldError("query_id", "two queries with different texts share an id", repr(query.query_id))
-        for passage in example.labelled:
+        positives = example.positives or example.candidates[:1]
+        negatives = example.negatives or example.candidates[1:]
+        for passage in (*positives, *negatives):
             self._add_text(passage)
-        merged.positives |= {passage.some_id: passage.score for passage in example.positives}
-        merged.negatives |= {passage.some_id: passage.score for passage in example.negatives}
+        merged.positives |= {passage.some_id: passage.score for passage in positives}
+        merged.negatives |= {passage.some_id: passage.score for passage in negatives}
         self.lost.update(example.features() - _KEPT)
 
     def write(self) -> int:

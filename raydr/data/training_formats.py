@@ -56,16 +56,16 @@ class Validation:
     """Fields raydr has no use for -> in how many examples they hold something."""
 
 
-def validate(path: str, format_: str = "auto", *, corpus: str | None = None) -> Validation:
+def validate(path: str, format_: str = "auto", *, corpus: str | None = None, queries: str | None = None) -> Validation:
     """Checks every line of a training file; the problems name file, line and field.
 
-    The ids of `tevatron_ids` are looked up only where a `corpus` is given.
+    Ids of passages are looked up only where a `corpus` is given; those of queries need `queries`.
     """
     format_ = detect_format(path) if format_ == "auto" else format_
     unread: Counter[str] = Counter()
     num = 0
     with Problems(path, limit=None) as problems:
-        for _, example in read_examples(path, problems, format_, corpus=corpus):
+        for _, example in read_examples(path, problems, format_, corpus=corpus, queries=queries):
             num += 1
             unread.update(example.unread)
     return Validation(format_, num, problems.found, unread)
@@ -78,6 +78,7 @@ def convert(
     *,
     source_format: str = "auto",
     corpus: str | None = None,
+    queries: str | None = None,
     target_corpus: str | Path | None = None,
     qrels: str | None = None,
     rejects: str | Path | None = None,
@@ -89,8 +90,9 @@ def convert(
         target: file to write; it appears when all of it is written.
         target_format: a name of `FORMATS`.
         source_format: likewise, or `auto`.
-        corpus: the corpus of a `tevatron_ids` source.
-        target_corpus: where the corpus of a `tevatron_ids` target goes.
+        corpus: where the source names passages by id (`tevatron_ids`, `orders`): the file they are in.
+        queries: where it names queries by id: the file they are in.
+        target_corpus: where the passages of such a target go.
         qrels: judgements (TREC or BEIR) that turn RankLLM's candidates into positives and negatives.
         rejects: leave bad lines out and list them in this file, instead of raising.
 
@@ -98,10 +100,10 @@ def convert(
     """
     kind = format_named(target_format)
     source_format = detect_format(source) if source_format == "auto" else source_format
-    if source_format == "tevatron_ids" and corpus is None:
+    if format_named(source_format).names_passages and corpus is None:
         raise DataError(f"{source}: names its passages by id: give the corpus file they are in, corpus=FILE")
-    if target_format == "tevatron_ids" and target_corpus is None:
-        raise DataError("tevatron_ids keeps the passages in a file of their own: give target_corpus=FILE")
+    if kind.names_passages and target_corpus is None:
+        raise DataError(f"{target_format} keeps the passages in a file of their own: give target_corpus=FILE")
     if kind.is_judged and not format_named(source_format).is_judged and qrels is None:
         raise DataError(f"{source}: candidates are not judged, and {target_format} needs positives: give qrels=FILE")
     judge = _judge(qrels) if qrels is not None else (lambda example: example)
@@ -111,9 +113,9 @@ def convert(
         problems = stack.enter_context(Problems(source, Path(rejects) if rejects else None, hint=_HINT))
         out = stack.enter_context(_complete_or_absent(Path(target)))
         passages = None
-        if target_corpus is not None and target_format == "tevatron_ids":
+        if target_corpus is not None and kind.names_passages:
             passages = _CorpusFile(stack.enter_context(_complete_or_absent(Path(target_corpus))))
-        for line, example in read_examples(source, problems, source_format, corpus=corpus):
+        for line, example in read_examples(source, problems, source_format, corpus=corpus, queries=queries):
             judged = judge(example)
             try:
                 if kind.needs_positive and not judged.positives:
@@ -133,7 +135,7 @@ def convert(
 
 
 class _CorpusFile:
-    """The corpus beside a `tevatron_ids` file: each passage once, in order of appearance."""
+    """The corpus beside a file that names passages by id: each once, in order of appearance."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -142,7 +144,7 @@ class _CorpusFile:
     def add(self, example: TrainingExample) -> None:
         """Raises `BadFieldError`, and writes nothing, where an id stands for another text already."""
         new: dict[str, TrainingPassage] = {}
-        for passage in example.labelled:
+        for passage in example.labelled or example.candidates:
             content = content_id(passage.full_text)
             if (
                 self._seen.get(passage.some_id, content) != content

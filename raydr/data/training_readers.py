@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from raydr.data.problems import BadFieldError
 from raydr.data.records import Record
 from raydr.data.training_example import TrainingExample, TrainingPassage
 
-Lookup: TypeAlias = Callable[[str], TrainingPassage | None]
-"""The passage of an id; None where the corpus does not have it."""
+
+class Lookup(NamedTuple):
+    """What stands behind ids, for formats that name passages or queries by id."""
+
+    passage: Callable[[str], TrainingPassage | None]
+    """The passage of an id; None where the corpus does not have it."""
+    query: Callable[[str], str | None]
+    """The text of a query's id; None where the file of queries does not have it."""
+
 
 _ROW_LABELS = ("label", "score", "labels", "scores")
 _DOC_TEXTS = ("text", "contents", "content", "segment", "passage", "body")
@@ -37,26 +44,11 @@ def read_tevatron(record: Record, lookup: Lookup) -> TrainingExample:
 
 def read_tevatron_ids(record: Record, lookup: Lookup) -> TrainingExample:
     """Tevatron's newer form: ids that point into a corpus file."""
-
-    def passages(field: str) -> tuple[TrainingPassage, ...]:
-        found = []
-        for place, passage_id in enumerate(_list(record, field)):
-            name = f"{field}[{place}]"
-            if isinstance(passage_id, int) and not isinstance(passage_id, bool):
-                passage_id = str(passage_id)
-            if not isinstance(passage_id, str):
-                raise BadFieldError(name, "must be a string", f"got {passage_id!r}")
-            passage = lookup(passage_id)
-            if passage is None:
-                raise BadFieldError(name, "names an unknown passage", repr(passage_id))
-            found.append(passage)
-        return tuple(found)
-
     return TrainingExample(
         query=_text(record, "query_text"),
         query_id=_identifier(record, "query_id"),
-        positives=_nonempty(passages("positive_document_ids"), "positive_document_ids"),
-        negatives=passages("negative_document_ids"),
+        positives=_nonempty(_looked_up(record, "positive_document_ids", lookup), "positive_document_ids"),
+        negatives=_looked_up(record, "negative_document_ids", lookup),
         unread=_unread(record, {"query_id", "query_text", "positive_document_ids", "negative_document_ids"}),
     )
 
@@ -165,6 +157,38 @@ def read_rankllm(record: Record, lookup: Lookup) -> TrainingExample:
         candidates=_nonempty(tuple(candidates), "candidates"),
         unread=_unread(record, {"query", "candidates"}),
     )
+
+
+def read_orders(record: Record, lookup: Lookup) -> TrainingExample:
+    """A teacher's order of passages, best first, by id; the query in full or by id."""
+    query_id = _identifier(record, "query_id")
+    query = _text(record, "query") if record.get("query") is not None else lookup.query(query_id)
+    if query is None:
+        raise BadFieldError("query_id", "names an unknown query", repr(query_id))
+    docs = _nonempty(_looked_up(record, "docs", lookup), "docs")
+    ids = [passage.passage_id for passage in docs]
+    if len(set(ids)) < len(ids):
+        place = next(place for place, id_ in enumerate(ids) if id_ in ids[:place])
+        raise BadFieldError(f"docs[{place}]", "stands in the order already", repr(ids[place]))
+    return TrainingExample(
+        query=query, query_id=query_id, candidates=docs, unread=_unread(record, {"query_id", "query", "docs"})
+    )
+
+
+def _looked_up(record: Record, field: str, lookup: Lookup) -> tuple[TrainingPassage, ...]:
+    """The passages whose ids are listed in a field."""
+    found = []
+    for place, passage_id in enumerate(_list(record, field)):
+        name = f"{field}[{place}]"
+        if isinstance(passage_id, int) and not isinstance(passage_id, bool):
+            passage_id = str(passage_id)
+        if not isinstance(passage_id, str):
+            raise BadFieldError(name, "must be a string", f"got {passage_id!r}")
+        passage = lookup.passage(passage_id)
+        if passage is None:
+            raise BadFieldError(name, "names an unknown passage", repr(passage_id))
+        found.append(passage)
+    return tuple(found)
 
 
 def _tevatron_passages(record: Record, field: str) -> tuple[TrainingPassage, ...]:

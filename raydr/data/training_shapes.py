@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from raydr.data import training_readers as readers
 from raydr.data import training_writers as writers
 from raydr.data.config import Columns
-from raydr.data.fields import Fields, passage_names
+from raydr.data.fields import Fields, passage_names, query_names
 from raydr.data.files import Folder
 from raydr.data.problems import BadFieldError, Problems
 from raydr.data.records import JsonLines, Record
@@ -34,9 +34,11 @@ class Format:
     keeps: frozenset[str]
     """The features of an example (see `TrainingExample.features`) that survive in this format."""
     is_judged: bool = True
-    """Whether passages are positives and negatives; RankLLM's candidates are neither."""
+    """Whether passages are positives and negatives; RankLLM's candidates, and a teacher's order, are neither."""
     needs_positive: bool = True
     """Whether an example without a positive cannot be written."""
+    names_passages: bool = False
+    """Whether passages are ids, and their texts in a corpus file."""
 
 
 _POSITIVES = frozenset({"several positives in one record", "which passages are positive"})
@@ -48,7 +50,10 @@ FORMATS: Mapping[str, Format] = {
         _POSITIVES | {"query ids", "passage ids", _TITLES, "scores", "answers"},
     ),
     "tevatron_ids": Format(
-        readers.read_tevatron_ids, writers.write_tevatron_ids, _POSITIVES | {"query ids", "passage ids"}
+        readers.read_tevatron_ids,
+        writers.write_tevatron_ids,
+        _POSITIVES | {"query ids", "passage ids"},
+        names_passages=True,
     ),
     "flagembedding": Format(
         readers.read_flagembedding, writers.write_flagembedding, _POSITIVES | {"scores", "prompts"}
@@ -67,6 +72,14 @@ FORMATS: Mapping[str, Format] = {
         is_judged=False,
         needs_positive=False,
     ),
+    "orders": Format(
+        readers.read_orders,
+        writers.write_orders,
+        frozenset({"query ids", "passage ids"}),
+        is_judged=False,
+        needs_positive=False,
+        names_passages=True,
+    ),
 }
 
 
@@ -81,6 +94,8 @@ def detect_format(path: str) -> str:
         return "tevatron_ids"
     if "candidates" in record:
         return "rankllm"
+    if "docs" in record:
+        return "orders"
     if "messages" in record:
         return "ms_swift"
     if "pos" in record:
@@ -93,20 +108,23 @@ def detect_format(path: str) -> str:
 
 
 def read_examples(
-    path: str, problems: Problems, format_: str = "auto", *, corpus: str | None = None
+    path: str, problems: Problems, format_: str = "auto", *, corpus: str | None = None, queries: str | None = None
 ) -> Iterator[tuple[int, TrainingExample]]:
     """Every example of a file with its line number; what cannot be read goes to `problems`.
 
-    `corpus` is the JSONL file that the ids of `tevatron_ids` point into; it is held in memory. Without it, passages of
-    that format have an id and no text.
+    `corpus` is the JSONL file that passages named by id are in, `queries` that of queries named by id; both are held in
+    memory. Without them, such passages have an id and no text, and such queries are problems.
     """
     format_ = detect_format(path) if format_ == "auto" else format_
-    read = format_named(format_).read
-    lookup = _corpus_lookup(corpus, problems) if corpus and format_ == "tevatron_ids" else _ids_alone
+    kind = format_named(format_)
+    lookup = readers.Lookup(
+        _corpus_lookup(corpus, problems) if corpus and kind.names_passages else _ids_alone,
+        _query_lookup(queries, problems) if queries else _no_queries,
+    )
     table = _json_lines(path)
     for line, record in table.read(problems, lambda _: None):
         try:
-            example = read(record, lookup)
+            example = kind.read(record, lookup)
         except BadFieldError as error:
             problems.add(table.name, line, error.field, error.reason, record, error.detail)
         else:
@@ -130,7 +148,11 @@ def _ids_alone(passage_id: str) -> TrainingPassage:
     return TrainingPassage("", passage_id=passage_id)
 
 
-def _corpus_lookup(corpus: str, problems: Problems) -> readers.Lookup:
+def _no_queries(query_id: str) -> str | None:
+    raise BadFieldError("query", "is missing", f"or give the file with the text of query {query_id!r}")
+
+
+def _corpus_lookup(corpus: str, problems: Problems) -> Callable[[str], TrainingPassage | None]:
     """Passages by id from a JSONL corpus: docid (or _id), title, text (or document_text)."""
     table = _json_lines(corpus)
     fields = Fields(table, passage_names(Columns()))
@@ -145,3 +167,17 @@ def _corpus_lookup(corpus: str, problems: Problems) -> readers.Lookup:
         except BadFieldError as error:
             problems.add(table.name, line, error.field, error.reason, record, error.detail)
     return passages.get
+
+
+def _query_lookup(path: str, problems: Problems) -> Callable[[str], str | None]:
+    """Texts of queries by id from a JSONL file: _id (or query_id), text."""
+    table = _json_lines(path)
+    fields = Fields(table, query_names(Columns()))
+    queries: dict[str, str] = {}
+    for line, record in table.read(problems, lambda _: None):
+        fields.locate(record)
+        try:
+            queries[fields.identifier(record, "query_id")] = fields.string(record, "query_text")
+        except BadFieldError as error:
+            problems.add(table.name, line, error.field, error.reason, record, error.detail)
+    return queries.get

@@ -119,6 +119,12 @@ def write_rankllm(example: TrainingExample) -> Written:
     return [{"query": {"text": example.query, "qid": example.some_query_id}, "candidates": candidates}], set()
 
 
+def write_orders(example: TrainingExample) -> Written:
+    """Ids in their order, positives first where they are known."""
+    docs = [passage.some_id for passage in example.candidates or example.labelled]
+    return [{"query_id": example.some_query_id, "query": example.query, "docs": docs}], set()
+
+
 def _all_scores(passages: Sequence[TrainingPassage]) -> list[float] | None:
     """The scores where there are passages and every one has a score."""
     scores = [passage.score for passage in passages if passage.score is not None]

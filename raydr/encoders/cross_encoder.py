@@ -52,10 +52,7 @@ class PairEncoding:
     def encode(self, pairs: Sequence[tuple[Query, Passage]]) -> list[list[int]]:
         """Token ids of each pair. Raises `ConfigError` for a query that leaves no room for a passage."""
         separator = self._config.title_separator
-        texts = [
-            (query.text, f"{passage.title}{separator}{passage.text}" if passage.title else passage.text)
-            for query, passage in pairs
-        ]
+        texts = [(query.text, passage.joined(separator)) for query, passage in pairs]
         try:
             return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         except Exception as error:  # tokenizers raises plain Exception where a query fills the whole pair

@@ -161,10 +161,7 @@ class TextEncoder:
 
     def _passage_texts(self, passages: Sequence[Passage]) -> list[str]:
         separator = self.config.title_separator
-        return [
-            self.passage_prompt + (f"{passage.title}{separator}{passage.text}" if passage.title else passage.text)
-            for passage in passages
-        ]
+        return [self.passage_prompt + passage.joined(separator) for passage in passages]
 
     def _encode(self, texts: list[str], tokenizer: BoundedTokenizer) -> Float32[np.ndarray, "text dim"]:
         embeddings = np.empty((len(texts), self.dim), dtype=np.float32)

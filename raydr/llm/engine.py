@@ -10,7 +10,7 @@ give the same numbers; transformers is the reference the others are tested again
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
@@ -108,6 +108,11 @@ def build_engine(config: EngineConfig) -> Engine:
     from raydr.llm.transformers_engine import TransformersEngine
 
     return TransformersEngine(config)
+
+
+def without_end(made: Sequence[int], ends: Collection[int | None]) -> list[int]:
+    """Generated tokens without the one that ended them."""
+    return list(made[:-1]) if made and made[-1] in ends else list(made)
 
 
 def load_llm_tokenizer(model: str) -> Any:

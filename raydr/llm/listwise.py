@@ -80,8 +80,7 @@ class ListwiseReranker(EngineReranker):
 
     async def rerank_async(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
         separator = self._config.prompt.title_separator
-        found = [passages[hit.passage_id] for hit in hits]
-        texts = [f"{p.title}{separator}{p.text}" if p.title else p.text for p in found]
+        texts = [passages[hit.passage_id].joined(separator) for hit in hits]
         scores: dict[int, float] = {}
 
         async def rank(places: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raydr.errors import ConfigError
-from raydr.llm.engine import EngineConfig, EngineError, load_llm_tokenizer
+from raydr.llm.engine import EngineConfig, EngineError, load_llm_tokenizer, without_end
 
 _RETRY_STATUSES = (429, 502, 503, 504)
 
@@ -60,8 +60,7 @@ class RemoteEngine:
         made = choice.get("token_ids")
         if made is None:
             raise ConfigError(f"{self._url} does not return token ids (return_token_ids); it must be a vLLM server")
-        ends = {*stop, self.tokenizer.eos_token_id}
-        return made[:-1] if made and made[-1] in ends else made
+        return without_end(made, {*stop, self.tokenizer.eos_token_id})
 
     async def _complete(self, prompt: Sequence[int], **settings: Any) -> dict[str, Any]:
         import httpx

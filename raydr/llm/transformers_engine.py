@@ -11,7 +11,7 @@ from typing import Any
 
 from raydr.encoders.checkpoint import load_transformer, locate
 from raydr.errors import ConfigError
-from raydr.llm.engine import EngineConfig, load_llm_tokenizer
+from raydr.llm.engine import EngineConfig, load_llm_tokenizer, without_end
 
 
 class TransformersEngine:
@@ -64,8 +64,7 @@ class TransformersEngine:
                 eos_token_id=sorted(ends) or None,
                 pad_token_id=0,
             )
-        new = made[0, ids.shape[1] :].tolist()
-        return new[:-1] if new and new[-1] in ends else new
+        return without_end(made[0, ids.shape[1] :].tolist(), ends)
 
     async def check(self) -> None:
         """Nothing can be gone."""

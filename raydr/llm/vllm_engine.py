@@ -14,7 +14,7 @@ from typing import Any
 
 from raydr.encoders.checkpoint import locate
 from raydr.errors import ConfigError
-from raydr.llm.engine import EngineConfig, EngineError, load_llm_tokenizer
+from raydr.llm.engine import EngineConfig, EngineError, load_llm_tokenizer, without_end
 
 
 class VllmEngine:
@@ -81,9 +81,8 @@ class VllmEngine:
         settings = SamplingParams(
             temperature=0.0, max_tokens=max_tokens, stop_token_ids=list(stop) or None, detokenize=False
         )
-        made = list((await self._run(prompt, settings)).token_ids)
-        ends = {*stop, self.tokenizer.eos_token_id}
-        return made[:-1] if made and made[-1] in ends else made
+        made = (await self._run(prompt, settings)).token_ids
+        return without_end(made, {*stop, self.tokenizer.eos_token_id})
 
     async def _run(self, prompt: Sequence[int], settings: Any) -> Any:
         """The finished output of one prompt. A cancelled caller aborts it."""

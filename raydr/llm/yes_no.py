@@ -53,8 +53,7 @@ class YesNoReranker(EngineReranker):
 
     async def rerank_async(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
         separator = self.config.title_separator
-        found = [passages[hit.passage_id] for hit in hits]
-        texts = [f"{p.title}{separator}{p.text}" if p.title else p.text for p in found]
+        texts = [passages[hit.passage_id].joined(separator) for hit in hits]
         scores = np.array(await asyncio.gather(*(self._score(query.text, text) for text in texts)))
         order = np.argsort(-scores, kind="stable")
         return [Hit(hits[place].passage_id, float(scores[place])) for place in order]

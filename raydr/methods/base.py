@@ -85,8 +85,7 @@ class Method(ABC):
         dev split) the dev queries, and the model is trained on them once. A method that trains in rounds writes its
         own.
         """
-        index = steps.base(self.component)
-        examples, dev = steps.mine(self.component, index, "examples"), steps.dev(self.component, index)
+        examples, dev = steps.examples(self.component)
         model = steps.train(self.component, steps.train_config, examples, "train", dev=dev)
         return self.trained(str((model.path / MODEL).resolve()))
 
@@ -207,9 +206,7 @@ class RankerMethod(Method):
 
     def fit(self, steps: Steps) -> Component:
         """Trained once, on what the retriever finds."""
-        index = steps.base(self.config.retriever)
-        examples = steps.mine(self.config.retriever, index, "examples")
-        dev = steps.dev(self.config.retriever, index)
+        examples, dev = steps.examples(self.config.retriever)
         model = steps.train(self.component, steps.train_config, examples, "train", dev=dev)
         return self.trained(str((model.path / MODEL).resolve()))
 

@@ -41,12 +41,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from raydr.config import Component, validate
 from raydr.errors import ConfigError
 from raydr.llm.engine import load_llm_tokenizer
 from raydr.llm.listwise import ListwiseConfig, ListwiseReranker, RankedWindow
 from raydr.llm.prompt import ListwisePrompt
+from raydr.llm.small import small_causal_lm
 from raydr.losses import lambdarank, listnet, ranknet
-from raydr.methods.base import RankerConfig, RankerMethod
+from raydr.methods.base import RankerMethod
 from raydr.stages.score import open_scores
 from raydr.train.objective import LossOutput, TrainBatch
 from raydr.train.sampling import BatchSampler, Group
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from raydr.data.examples import ExampleSet
     from raydr.models.causal_lm import CausalLm
     from raydr.protocols import Reranker
+    from raydr.steps import Steps
     from raydr.train.batches import GroupTokenizer
     from raydr.types import Passage, Query
 
@@ -136,7 +139,8 @@ class WindowBatches:
     """Windows of a query's candidates in random order, with the teacher's scores; all windows of a batch of one size.
 
     Each batch is of `window_size` passages or, with probability `short_share`, of a smaller random size, so that short
-    lists are learned as well. Scores are those of `scores`, or the examples' own.
+    lists are learned as well. The teacher is a ranker (`scores`, an artifact of `raydr.stages.score`); without one,
+    what is judged relevant comes first, then the mined candidates, hardest first.
     """
 
     def __init__(
@@ -155,14 +159,14 @@ class WindowBatches:
         self._candidates: list[tuple[np.ndarray, np.ndarray]] = []
         for row in range(len(examples)):
             rows = np.concatenate([examples.positives(row), examples.negatives(row)])
-            own = [examples.positive_scores(row), examples.negative_scores(row)]
-            teacher = given[row] if given is not None else np.concatenate(own)
-            if len(rows) < 2 or len(teacher) != len(rows):
+            if len(rows) < 2:
                 raise ConfigError(
-                    f"query {examples.query(row).query_id!r} has {len(rows)} candidates and {len(teacher)} scores of a "
-                    "teacher; FIRST learns an order of at least two: mine negatives and score them, or give orders"
+                    f"query {examples.query(row).query_id!r} has {len(rows)} candidate; FIRST learns an order of at "
+                    "least two: mine negatives (`raydr mine`)"
                 )
-            self._candidates.append((rows, teacher))
+            self._candidates.append(
+                (rows, given[row] if given is not None else -np.arange(len(rows), dtype=np.float32))
+            )
 
     def __iter__(self) -> Iterator[list[Group]]:
         rng = np.random.default_rng(self._seed)
@@ -191,7 +195,7 @@ class WindowTokenizer:
 
     def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
         prompt, separator = _prompt(self.config), self.config.prompt.title_separator
-        texts = [[f"{p.title}{separator}{p.text}" if p.title else p.text for p in group] for group in groups]
+        texts = [[passage.joined(separator) for passage in group] for group in groups]
         reserve = len(prompt.answer(range(self.config.window_size))) + 1
         return {"pairs": [prompt.encode(q.text, own, reserve=reserve) for q, own in zip(queries, texts, strict=True)]}
 
@@ -218,7 +222,12 @@ def _prompt_of(config: str, model: str) -> ListwisePrompt:
 class First(RankerMethod):
     """Trains the reranker; what it leaves opens in vLLM and transformers and is served as a `FirstReranker`."""
 
-    class Config(ListwiseConfig, RankerConfig):
+    class Config(ListwiseConfig):
+        start: Literal["causal", "encoder"] = "causal"
+        """What `engine.model` is when training starts: `causal`, a language model; `encoder`, a small BERT such as
+        `minilm`, out of which a small language model is made first (raydr/llm/small.py)."""
+        retriever: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
+        """Whose hits it learns to reorder, and reorders."""
         objective: Literal["combined", "generation", "ranking"] = "combined"
         """`combined`: L_LM + lambda L_rank; `generation`: L_LM alone, as listwise rerankers are; `ranking`: L_rank."""
         ranking_loss: Literal["ranknet", "ranknet_unweighted", "lambdarank", "listnet"] = "ranknet"
@@ -232,15 +241,21 @@ class First(RankerMethod):
         max_prompt_tokens: int = Field(default=4096, ge=32)
         """Longest prompt and answer in training; passages are cut to fit."""
         teacher_scores: Path | None = None
-        """A ranker's scores of the training examples (an artifact of `raydr.stages.score`); null: the examples' own."""
+        """A ranker's scores of the training examples (an artifact of `raydr.stages.score`), whose order is learned;
+        null: what is judged relevant first, then the mined candidates, hardest first."""
 
     config: Config
     is_measured_on_dev = False
 
-    def trained(self, model: str) -> Any:
-        return self._with(
-            {"engine": {**self.config.engine.model_dump(mode="json", exclude_unset=True), "model": model}}
-        )
+    def fit(self, steps: Steps) -> Component:
+        if self.config.start == "causal":
+            return super().fit(steps)
+        made = small_causal_lm(self.config.engine.model, steps.config.out / "start")
+        return First(validate(First.Config, self.trained(str(made.resolve())).args, where="method.args")).fit(steps)
+
+    def trained(self, model: str) -> Component:
+        engine = self.config.engine.model_dump(mode="json", exclude_unset=True)
+        return self._with({"engine": {**engine, "model": model}, "start": "causal"})
 
     def build_reranker(self) -> Reranker:
         names = ListwiseConfig.model_fields

@@ -18,6 +18,7 @@ from raydr.config import Component, Config, read_yaml, validate
 from raydr.errors import ConfigError
 from raydr.index.filters import MAX_IDS
 from raydr.index.fusion import FusionConfig
+from raydr.stages.config import FeedbackSteps
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Names by which only this machine can mean itself."""
@@ -98,6 +99,8 @@ class AppArgs(Config):
     routes answer 501."""
     rerank_depth: int = Field(default=20, ge=1)
     """search with `rerank`: hits that are reordered where the request does not say."""
+    feedback: FeedbackSteps = Field(default_factory=FeedbackSteps)
+    """search with `feedback`: how queries move."""
     api_keys: list[ApiKey] = Field(default_factory=list)
     """Who may call the routes that search and embed; empty (and no `api_keys_env`): everyone who can reach the port."""
     api_keys_env: str | None = None

@@ -10,6 +10,7 @@ refused with a 503, never searched with. Encoders are held by stamp: a new index
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -31,12 +32,14 @@ from raydr.serve import metrics
 from raydr.serve.batching import Batcher
 from raydr.serve.errors import ApiError
 from raydr.serve.versions import IndexRef, VersionCache
+from raydr.stages.config import FeedbackSteps
+from raydr.stages.feedback import moved
 from raydr.types import Hit, Passage, Query
 
 logger = logging.getLogger("ray.serve")
 
 Side: TypeAlias = Literal["query", "passage"]
-Feedback: TypeAlias = Sequence[Sequence[tuple[Hit, Passage]]]
+Found: TypeAlias = Sequence[Sequence[tuple[Hit, Passage]]]
 
 
 class EncoderSettings(Config):
@@ -142,7 +145,7 @@ class Encoder:
         return Encoded(embeddings, await asyncio.to_thread(tokens.count, plain, side))
 
     async def refine(
-        self, ref: IndexRef, texts: Sequence[str], embeddings: Float32[np.ndarray, "query dim"], feedback: Feedback
+        self, ref: IndexRef, texts: Sequence[str], embeddings: Float32[np.ndarray, "query dim"], feedback: Found
     ) -> Float32[np.ndarray, "query dim"]:
         """Better query embeddings from the passages of a first search, by the method's refiner."""
         loaded = await self._encoders.get(ref)
@@ -150,6 +153,17 @@ class Encoder:
             return embeddings
         queries = [Query(str(number), text) for number, text in enumerate(texts)]
         return await self._batcher.alone(loaded.refiner.refine, queries, embeddings, feedback)
+
+    async def move(
+        self,
+        embeddings: Float32[np.ndarray, "query dim"],
+        vectors: Sequence[Float32[np.ndarray, "hit dim"]],
+        first_scores: Sequence[Sequence[float]],
+        steps: FeedbackSteps,
+        judged: dict[str, Sequence[Sequence[tuple[int, float]]]],
+    ) -> Float32[np.ndarray, "query dim"]:
+        """Query embeddings nearer to what rerankers said of their first hits (`raydr.stages.feedback.moved`)."""
+        return await self._batcher.alone(functools.partial(moved, **judged), embeddings, vectors, first_scores, steps)
 
 
 def load_encoder(ref: IndexRef) -> _Loaded:

@@ -23,6 +23,8 @@ def check_search(request: SearchRequest, limits: Limits) -> None:
         _at_most(len(request.texts[0]), limits.query_chars, "query", "characters")
     _at_most(request.k * len(request.texts), limits.hits, "k", "hits over all queries")
     _at_most(request.rerank_depth or 0, limits.documents, "rerank_depth", "hits")
+    if request.feedback is not None:
+        _at_most(request.feedback.depth or 0, limits.documents, "feedback.depth", "hits")
     _at_most(len(request.allow_ids or ()), limits.ids, "allow_ids", "entries")
     _at_most(len(request.exclude_ids), limits.ids, "exclude_ids", "entries")
     _at_most(_count_values(request.filters), limits.filter_values, "filters", "values")

@@ -46,6 +46,23 @@ def _not_blank(text: str) -> str:
 QueryText = Annotated[str, Field(min_length=1)]
 
 
+class FeedbackRequest(Shape):
+    """Who judges the first hits, by names in `GET /v1/models`; where both do, the scores come first."""
+
+    scores: str | None = None
+    """A reranker whose scores can be compared over a whole list, such as a cross-encoder."""
+    order: str | None = None
+    """A reranker of which the order counts, such as FIRST."""
+    depth: int | None = Field(default=None, ge=2)
+    """How many hits are judged; null: as the server is set."""
+
+    @model_validator(mode="after")
+    def _somebody_judges(self) -> FeedbackRequest:
+        if self.scores is None and self.order is None:
+            raise ValueError("name a reranker: scores (a cross-encoder), order (a listwise one), or both")
+        return self
+
+
 class SearchRequest(Shape):
     """One or many queries over the index."""
 
@@ -77,8 +94,12 @@ class SearchRequest(Shape):
     """Which one, by its name in `GET /v1/models`; null: the server's first."""
     rerank_depth: int | None = Field(default=None, ge=1)
     """How many hits are reordered; null: as the server is set, and at least `k`."""
+    feedback: FeedbackRequest | None = None
+    """Relevance feedback: the query's embedding moves towards what rerankers say of a first search by embedding, and
+    the search is made with it; null: without."""
     on_rerank_failure: Literal["error", "keep_order"] = "error"
-    """What a reranker that does not answer means: an error, or the first order, marked in the answer."""
+    """What a reranker that does not answer means: an error, or the first order (and the first embedding), marked in
+    the answer."""
     fields: list[HitField] = Field(default=["title", "text", "highlights", "metadata"])
     """What a hit carries beside `id` and `score`."""
 
@@ -86,6 +107,12 @@ class SearchRequest(Shape):
     def _one_kind_of_query(self) -> SearchRequest:
         if (self.query is None) == (self.queries is None):
             raise ValueError("give exactly one of query and queries")
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_has_an_embedding_to_move(self) -> SearchRequest:
+        if self.feedback is not None and self.mode == "bm25":
+            raise ValueError("feedback moves the query's embedding, and mode bm25 has none; use dense or hybrid")
         return self
 
     @field_validator("query")
@@ -149,6 +176,19 @@ class Reranking(Answer):
     """Why it was not applied."""
 
 
+class Feedback(Answer):
+    """What moved the queries' embeddings."""
+
+    scores: str | None = None
+    order: str | None = None
+    depth: int
+    """Hits per query of the first search that were judged."""
+    applied: bool = True
+    """False where a reranker failed and the embeddings stayed."""
+    reason: str | None = None
+    """Why it was not applied."""
+
+
 class SearchAnswer(Answer):
     """`query` and `hits` answer a single query, `results` a list of queries; the other one is left out."""
 
@@ -163,6 +203,7 @@ class SearchAnswer(Answer):
     hits: list[SearchHit] | None = None
     results: list[QueryResult] | None = None
     reranking: Reranking | None = None
+    feedback: Feedback | None = None
     timings_ms: dict[str, float]
     """Wall time of each stage that ran; `total` is the time in the server."""
 

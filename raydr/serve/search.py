@@ -28,6 +28,7 @@ from raydr.serve.encoder import EncoderInfo
 from raydr.serve.errors import ApiError
 from raydr.serve.highlight import highlight
 from raydr.serve.schema import (
+    Feedback,
     Mode,
     ModelCard,
     ModelList,
@@ -162,9 +163,9 @@ class Searcher:
         encoded = await call(self._encoder.encode_counted.remote(live.ref, texts, side, request_id=request_id))
         return encoded.embeddings, encoded.num_tokens, self._model_name(live)
 
-    def reranker_name(self, asked: str | None) -> str:
-        """The reranker that a request means: the one it names, or the first. Raises `ApiError` 501 without any, 404 for
-        a name that is not there.
+    def reranker_name(self, asked: str | None, *, param: str = "model") -> str:
+        """The reranker that a request means: the one it names (in the field `param`), or the first. Raises `ApiError`
+        501 without any, 404 for a name that is not there.
         """
         if not self._rerankers:
             message = "no reranker is configured on this server; set `rerankers` in the application's args"
@@ -172,7 +173,7 @@ class Searcher:
         name = asked if asked is not None else next(iter(self._rerankers))
         if name not in self._rerankers:
             message = f"no reranker {name!r} here; there is: {', '.join(self._rerankers)}"
-            raise ApiError(404, "model_not_found", message, param="model")
+            raise ApiError(404, "model_not_found", message, param=param)
         return name
 
     async def rerank(
@@ -187,8 +188,7 @@ class Searcher:
         if request.mode != "dense" and not self._uses_bm25(live.index):
             raise ApiError(422, "invalid_value", "mode: this index has no word side, only dense", param="mode")
         live.index.check(request.filters)
-        reranker = self.reranker_name(request.reranker) if request.rerank else None
-        search = _Search(self, live, request, request_id, reranker)
+        search = _Search(self, live, request, request_id)
         results = await search.run()
         metrics.record_stages(search.timings_ms, request.mode)
         single = request.query is not None
@@ -202,6 +202,7 @@ class Searcher:
             hits=results[0].hits if single else None,
             results=None if single else results,
             reranking=search.reranking,
+            feedback=search.feedback,
             timings_ms=search.timings_ms,
         )
 
@@ -227,18 +228,25 @@ def _found(top: TopK) -> list[list[_Found]]:
 class _Search:
     """One request on its way through the stages."""
 
-    def __init__(
-        self, searcher: Searcher, live: Live, request: SearchRequest, request_id: str, reranker: str | None
-    ) -> None:
+    def __init__(self, searcher: Searcher, live: Live, request: SearchRequest, request_id: str) -> None:
         self._of = searcher
-        self._reranker = reranker
-        self.reranking = None if reranker is None else Reranking(model=reranker, depth=self._depth(request))
         self._live = live
         self._request = request
         self._request_id = request_id
         self._selection = Selection.of(request)
         self._ids: dict[int, str] = {}
         self._passages: dict[int, dict[str, Any]] = {}
+        self.reranking: Reranking | None = None
+        if request.rerank:
+            name = searcher.reranker_name(request.reranker, param="reranker")
+            self.reranking = Reranking(model=name, depth=self._depth(request))
+        self.feedback: Feedback | None = None
+        if (asked := request.feedback) is not None:
+            for field in ("scores", "order"):
+                if (name := getattr(asked, field)) is not None:
+                    searcher.reranker_name(name, param=f"feedback.{field}")
+            depth = asked.depth or searcher._args.feedback.depth
+            self.feedback = Feedback(scores=asked.scores, order=asked.order, depth=depth)
         self.timings_ms: dict[str, float] = {}
 
     async def run(self) -> list[QueryResult]:
@@ -247,7 +255,6 @@ class _Search:
         started = time.perf_counter()
         top = await self._rank(texts)
         if self.reranking is not None:
-            await self._fetch(top.rows[:, : self.reranking.depth])
             lists = await self._reranked(texts, top, self.reranking)
         else:
             lists = _found(top)
@@ -277,6 +284,8 @@ class _Search:
         embeddings = await self._timed("encode", call(encode(ref, texts, "query", request_id=self._request_id)))
         if self._live.encoder.num_feedback:
             embeddings = await self._timed("refine", self._refined(texts, embeddings))
+        if self.feedback is not None:
+            embeddings = await self._timed("feedback", self._moved(texts, embeddings, self.feedback))
         return await self._timed("search", self._shards(embeddings, k, len(texts)))
 
     async def _refined(self, texts: Sequence[str], embeddings: np.ndarray) -> np.ndarray:
@@ -288,6 +297,34 @@ class _Search:
             for rows, scores in zip(first.rows.tolist(), first.scores.tolist(), strict=True)
         ]
         return await call(self._of._encoder.refine.remote(self._live.ref, texts, embeddings, feedback))
+
+    async def _moved(self, texts: Sequence[str], embeddings: np.ndarray, feedback: Feedback) -> np.ndarray:
+        """Relevance feedback: what rerankers say of a first search's hits moves the embeddings."""
+        first = await self._shards(embeddings, feedback.depth, len(texts))
+        rows = [line[line >= 0] for line in first.rows]
+        names = {"scores": feedback.scores, "order": feedback.order}
+        judges = {side: name for side, name in names.items() if name is not None}
+        try:
+            opinions = await asyncio.gather(*(self._judged(name, texts, rows) for name in judges.values()))
+        except ApiError as failure:
+            if self._request.on_rerank_failure == "error":
+                raise
+            self.feedback = feedback.model_copy(update={"applied": False, "reason": failure.message})
+            return embeddings
+        vectors = await self._vectors(rows)
+        scores = [line[: len(own)].tolist() for line, own in zip(first.scores, rows, strict=True)]
+        judged = dict(zip(judges, opinions, strict=True))
+        return await call(self._of._encoder.move.remote(embeddings, vectors, scores, self._of._args.feedback, judged))
+
+    async def _vectors(self, rows: Sequence[Int64[np.ndarray, " hit"]]) -> list[Float32[np.ndarray, "hit dim"]]:
+        """The index's embeddings of each query's hits."""
+        wanted = np.unique(np.concatenate(rows))
+        vectors = np.empty((len(wanted), self._live.index.dim), dtype=np.float32)
+        parts = self._by_owner(wanted.tolist())
+        answers = await asyncio.gather(*(call(shard.embeddings.remote(self._live.ref, own)) for shard, own in parts))
+        for (_, own), found in zip(parts, answers, strict=True):
+            vectors[np.searchsorted(wanted, own)] = found
+        return [vectors[np.searchsorted(wanted, own)] for own in rows]
 
     async def _shards(self, embeddings: np.ndarray, k: int, num_queries: int) -> TopK:
         inline = bool(self._request.fields) and k * num_queries <= INLINE_HITS
@@ -313,14 +350,18 @@ class _Search:
         missing = [row for row in np.unique(rows[rows >= 0]).tolist() if row not in self._passages]
         if not missing:
             return
-        owners = self._live.index.shards_of(missing) % len(self._of._shards)
-        calls = [
-            call(shard.passages.remote(self._live.ref, [row for row, owner in zip(missing, owners) if owner == number]))
+        calls = [call(shard.passages.remote(self._live.ref, own)) for shard, own in self._by_owner(missing)]
+        for passages in await self._timed("passages", asyncio.gather(*calls)):
+            self._passages.update(passages)
+
+    def _by_owner(self, rows: Sequence[int]) -> list[tuple[Any, list[int]]]:
+        """Each Shard deployment that holds some of `rows`, with those."""
+        owners = self._live.index.shards_of(rows) % len(self._of._shards)
+        return [
+            (shard, [row for row, owner in zip(rows, owners, strict=True) if owner == number])
             for number, shard in enumerate(self._of._shards)
             if number in owners
         ]
-        for passages in await self._timed("passages", asyncio.gather(*calls)):
-            self._passages.update(passages)
 
     def _passage(self, row: int) -> Passage:
         record = self._passages[row]
@@ -332,23 +373,14 @@ class _Search:
 
     async def _reranked(self, texts: Sequence[str], top: TopK, reranking: Reranking) -> list[list[_Found]]:
         """Each query's first `depth` hits in the reranker's order and with its scores, the others behind them."""
-        reranker = self._of._rerankers[reranking.model]
         firsts = _found(top)
         heads = [[found for found in line[: reranking.depth] if found.row >= 0] for line in firsts]
-        calls = [
-            call(
-                reranker.rerank.remote(text, [self._passage(found.row) for found in head], request_id=self._request_id)
-            )
-            for text, head in zip(texts, heads, strict=True)
-        ]
-        limit_s = self._of._args.limits.rerank_timeout_s
+        rows = [np.array([found.row for found in head], dtype=np.int64) for head in heads]
         try:
-            ranked = await self._timed("rerank", asyncio.wait_for(asyncio.gather(*calls), limit_s))
-        except (ApiError, TimeoutError) as error:
-            failure = error if isinstance(error, ApiError) else _timed_out(limit_s)
-            metrics.record_rerank_failure(reranking.model, failure.code)
+            ranked = await self._timed("rerank", self._judged(reranking.model, texts, rows))
+        except ApiError as failure:
             if self._request.on_rerank_failure == "error":
-                raise failure from None
+                raise
             self.reranking = reranking.model_copy(update={"applied": False, "reason": failure.message})
             return firsts
         lists = []
@@ -356,6 +388,22 @@ class _Search:
             new = [head[place]._replace(score=score, retrieval_score=head[place].score) for place, score in order]
             lists.append([*new, *line[len(head) :]])
         return lists
+
+    async def _judged(
+        self, name: str, texts: Sequence[str], rows: Sequence[Int64[np.ndarray, " hit"]]
+    ) -> list[list[tuple[int, float]]]:
+        """What the reranker `name` makes of each query's rows: (place, score), best first. Raises `ApiError`."""
+        await self._fetch(np.concatenate(rows))
+        rerank = self._of._rerankers[name].rerank.remote
+        lists = [[self._passage(row) for row in own.tolist()] for own in rows]
+        calls = [call(rerank(text, own, request_id=self._request_id)) for text, own in zip(texts, lists, strict=True)]
+        limit_s = self._of._args.limits.rerank_timeout_s
+        try:
+            return await asyncio.wait_for(asyncio.gather(*calls), limit_s)
+        except (ApiError, TimeoutError) as error:
+            failure = error if isinstance(error, ApiError) else _timed_out(limit_s)
+            metrics.record_rerank_failure(name, failure.code)
+            raise failure from None
 
     def _hit(self, query: str, found: _Found, fields: set[str]) -> SearchHit:
         row = found.row

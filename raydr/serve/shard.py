@@ -167,6 +167,11 @@ class Shard:
         part = await self._parts.get(ref)
         return dict(zip(rows, await asyncio.to_thread(part.reader.passages, rows), strict=True))
 
+    async def embeddings(self, ref: IndexRef, rows: Sequence[int]) -> Float32[np.ndarray, "row dim"]:
+        """The embeddings of rows of this deployment's shards, as far as the index's coding keeps them."""
+        part = await self._parts.get(ref)
+        return await asyncio.to_thread(part.reader.embeddings, np.asarray(rows, dtype=np.int64))
+
     def _open(self, ref: IndexRef) -> _Part:
         part = open_version(ref)
         for number in self._numbers(part):

@@ -59,6 +59,36 @@ class RerankConfig(PoolConfig):
     """Lists given to a reranker at once; one that works on many at a time fills its batches from them."""
 
 
+class FeedbackSteps(Config):
+    """How queries move towards rerankers' opinions of what a first search found; the values of FIRST's paper."""
+
+    depth: int = Field(default=100, ge=2)
+    """Hits of the first search that are judged."""
+    learning_rate: float = Field(default=0.005, gt=0)
+    """Of Adam, towards scores."""
+    steps: int = Field(default=100, ge=0)
+    """Steps towards scores."""
+    order_learning_rate: float = Field(default=0.001, gt=0)
+    """Of Adam, towards an order."""
+    order_steps: int = Field(default=20, ge=0)
+    """Steps towards an order."""
+
+
+class FeedbackConfig(FeedbackSteps):
+    """Who judges; where both are named, the scores come first."""
+
+    scores: Component | None = None
+    """A reranker whose scores can be compared over a whole list, such as a cross-encoder; or a method that has one."""
+    order: Component | None = None
+    """A reranker of which the order counts, such as FIRST; or a method that has one."""
+
+    @model_validator(mode="after")
+    def _somebody_judges(self) -> FeedbackConfig:
+        if self.scores is None and self.order is None:
+            raise ValueError("name a reranker: scores (a cross-encoder), order (a listwise one), or both")
+        return self
+
+
 class SearchConfig(Config):
     """Searching an index with a set of queries."""
 
@@ -79,6 +109,9 @@ class SearchConfig(Config):
     rerank: int = Field(default=0, ge=0)
     """Hits of each query that the method's reranker reorders; the others follow in their order, with scores that only
     say so. 0: the retriever's own ranking."""
+    feedback: FeedbackConfig | None = None
+    """Relevance feedback: rerankers judge a first search by embedding, the queries' embeddings move towards what they
+    say (raydr/feedback.py), and the search is made with these; null: without."""
     aggregate: bool = True
     """Where documents were split into passages: rank documents, each by its best passage."""
     parameters: SearchParameters = Field(default_factory=SearchParameters)
@@ -99,6 +132,12 @@ class SearchConfig(Config):
     """On Ray: CPUs of the actor that encodes the queries."""
     encoder_gpus: float = Field(default=0.0, ge=0)
     """On Ray: GPUs of the actor that encodes the queries."""
+
+    @model_validator(mode="after")
+    def _feedback_has_embeddings_to_move(self) -> SearchConfig:
+        if self.feedback is not None and self.mode == "bm25":
+            raise ValueError("feedback moves the queries' embeddings, and mode bm25 has none; use dense or hybrid")
+        return self
 
 
 class MineConfig(Config):
@@ -143,6 +182,11 @@ class MineConfig(Config):
     """Its format; `auto` recognises it."""
     source_corpus: str | None = None
     """The corpus, where the examples of the file name passages by id."""
+    source_queries: str | None = None
+    """The queries, where the examples of the file name them by id."""
+    trust_order: bool = False
+    """A list of the file that nobody judged is a teacher's order: its first passage is the positive, the others are
+    negatives, the hardest first (for FIRST, which learns the whole order)."""
 
     @property
     def filters_scores(self) -> bool:

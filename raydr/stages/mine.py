@@ -29,7 +29,8 @@ from jaxtyping import Float32, Int64
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.data.config import DataConfig
 from raydr.data.corpus import QuerySet
-from raydr.data.examples import KIND, Example, ExampleWriter
+from raydr.data.example_files import examples_from_file
+from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.index.reader import IndexReader
@@ -43,7 +44,10 @@ from raydr.types import DOCUMENT_ID, PASSAGE_ID, TEXT, TITLE, Query
 _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
 """In the order of their turns, which is that of how hard their negatives are."""
 
-_ELSEWHERE = {"split", "dev_split", "queries", "qrels", "source_file", "source_format", "source_corpus", "base_index"}
+_ELSEWHERE = {
+    *("split", "dev_split", "queries", "qrels", "base_index"),
+    *("source_file", "source_format", "source_corpus", "source_queries", "trust_order"),
+}
 """Settings that say nothing of how negatives are found: what they decide is in the fingerprint of the queries."""
 
 
@@ -56,6 +60,20 @@ def training_data(data: DataConfig, config: MineConfig) -> DataConfig:
         )
     return data.model_copy(
         update={"split": config.split, "queries": config.queries or data.queries, "qrels": config.qrels}
+    )
+
+
+def examples_of_file(config: MineConfig, out: Path) -> ExampleSet:
+    """The examples of `source_file`, taken as they are. Raises `DataError` naming file, line and field of bad lines."""
+    if config.source_file is None:
+        raise ConfigError("mine.source_file: name a file of examples")
+    return examples_from_file(
+        config.source_file,
+        out,
+        source_format=config.source_format,
+        corpus=config.source_corpus,
+        queries=config.source_queries,
+        trust_order=config.trust_order,
     )
 
 

@@ -1,16 +1,23 @@
 """The pool of Ray actors behind a stage that works block by block: as many as fit, without starving what feeds them.
 
-pool = worker_pool(EmbedConfig(), ray.cluster_resources(), smallest_node_cpus())
+for table in over_pool(blocks, functools.partial(Scorer, ranker), ScoreConfig()): ...
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import pyarrow as pa
 
 from raydr.errors import ConfigError
 from raydr.stages.config import PoolConfig
+
+Work: TypeAlias = Callable[[pa.Table], pa.Table]
+"""What an actor does with a block."""
 
 _CPUS_LEFT_FREE = 2
 _MOST_WORKER_CPUS = 4
@@ -53,3 +60,36 @@ def worker_pool(config: PoolConfig, resources: Mapping[str, float], node_cpus: f
     # Ray takes whole CPUs above one, and fractions below.
     reserved_cpus = math.floor(spare) if spare >= 1 else math.floor(spare * 100) / 100
     return WorkerPool(fewest, most, max(1, int(worker_cpus)), reserved_cpus)
+
+
+class _Worker:
+    """What a stage builds, in a Ray actor."""
+
+    def __init__(self, build: Callable[[], Work], num_threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray would derive it from the CPUs reserved for scheduling
+        self._work = build()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return self._work(block)
+
+
+def over_pool(blocks: Sequence[pa.Table], build: Callable[[], Work], config: PoolConfig) -> Iterator[pa.Table]:
+    """What the work that `build` makes, once in each actor of a pool, gives for each block; in any order."""
+    import ray.data
+
+    pool = worker_pool(config, ray.cluster_resources(), smallest_node_cpus())
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        # Not `from_arrow`, which sends a task of one CPU to look at the tables.
+        done = ray.data.from_blocks(list(blocks)).map_batches(
+            _Worker,
+            fn_constructor_args=(build, pool.num_threads),
+            batch_format="pyarrow",
+            batch_size=None,
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
+            num_cpus=pool.reserved_cpus,
+            num_gpus=config.worker_gpus,
+        )
+        yield from done.iter_batches(batch_size=None, batch_format="pyarrow")

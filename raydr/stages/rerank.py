@@ -14,53 +14,32 @@ descend; where a reranker's own do not (those of different windows), the running
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.encoders.factory import build_ranker
 from raydr.errors import ConfigError, DataError
-from raydr.evaluation.trec import write_run
 from raydr.index.reader import IndexReader
 from raydr.progress import Progress
 from raydr.protocols import Reranker
 from raydr.stages.config import RerankConfig
-from raydr.stages.pool import smallest_node_cpus, worker_pool
+from raydr.stages.pool import over_pool
+from raydr.stages.search import KIND, HitsTable, reranked
 from raydr.types import PASSAGE_ID, QUERY_ID, SCORE, TEXT, Hit, Passage, Query, Run
 
-KIND = "run"
-RUN = "run.trec"
-HITS = "hits.parquet"
-_HITS = pa.schema([(QUERY_ID, pa.string()), (PASSAGE_ID, pa.string()), (SCORE, pa.float32())])
 _LISTS = pa.schema(
     {QUERY_ID: pa.string(), TEXT: pa.string(), "passage_ids": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
 )
-
-
-def reranked(
-    reranker: Any, lists: Sequence[tuple[Query, Sequence[Hit]]], passages: Mapping[str, Passage]
-) -> list[list[Hit]]:
-    """Each list in the reranker's order, with scores that descend."""
-    if hasattr(reranker, "rerank_many"):
-        ranked = reranker.rerank_many(lists, passages)
-    else:
-        ranked = [reranker.rerank(query, hits, passages) for query, hits in lists]
-    return [_descending(hits) for hits in ranked]
-
-
-def _descending(hits: Sequence[Hit]) -> list[Hit]:
-    lowest = np.minimum.accumulate([hit.score for hit in hits]) if hits else []
-    return [Hit(hit.passage_id, float(score)) for hit, score in zip(hits, lowest, strict=True)]
 
 
 def rerank_run(
@@ -76,9 +55,14 @@ def rerank_run(
     """The run in `out` with each query's first `depth` hits reordered and the others behind them.
 
     `index_path` has the passages. A finished artifact of the same run, queries and reranker stays. Raises `DataError`
-    for a run that names unknown queries or passages.
+    for a run that names unknown queries or passages, `ConfigError` where documents were split.
     """
     reader = IndexReader.open(index_path)
+    if reader.details.is_split:
+        raise ConfigError(
+            f"{reader.path}: its documents were split, so a run of it names documents, not the passages to read; "
+            "rerank while searching: search.rerank=N"
+        )
     texts = {query.query_id: query.text for query in queries}
     if unknown := [query_id for query_id in run if query_id not in texts]:
         raise DataError(f"the run has hits for query {unknown[0]!r}, which is not among the {len(texts)} queries")
@@ -98,22 +82,27 @@ def rerank_run(
         pa.Table.from_pylist(heads[start : start + config.queries_per_block], schema=_LISTS)
         for start in range(0, len(heads), config.queries_per_block)
     ]
-    path = reader.path.resolve()
+    build = functools.partial(_Reranker, reranker, reader.path.resolve())
     with (
         write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer,
         Progress("rerank", total=len(heads), unit="query") as progress,
     ):
-        tables = _on_ray(blocks, reranker, config, path) if use_ray else map(_Reranker(reranker, path), blocks)
+        tables = over_pool(blocks, build, config) if use_ray else map(build(), blocks)
         found: dict[str, list[Hit]] = {}
         for table in tables:
             for row in table.to_pylist():
                 found[row[QUERY_ID]] = [Hit(*hit) for hit in zip(row["passage_ids"], row["scores"], strict=True)]
             progress.update(table.num_rows)
-        whole = {query_id: _with_rest(found[query_id], hits[config.depth :]) for query_id, hits in run.items()}
-        rows = [(query_id, *hit) for query_id, hits in whole.items() for hit in hits]
-        columns = zip(*rows, strict=True) if rows else ([], [], [])
-        pq.write_table(pa.table(dict(zip(_HITS.names, map(list, columns), strict=True)), schema=_HITS), out / HITS)
-        write_run(whole, out / RUN)
+        rows = [
+            (query_id, *hit)
+            for query_id, hits in run.items()
+            for hit in _with_rest(found[query_id], hits[config.depth :])
+        ]
+        columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
+        types = {QUERY_ID: pa.string(), PASSAGE_ID: pa.string(), SCORE: pa.float32()}
+        hits = {name: pa.array(own, type) for (name, type), own in zip(types.items(), columns, strict=True)}
+        with closing(HitsTable(out, ranks_documents=False, tag="raydr")) as table:
+            table.write(pa.table(hits))
         writer.counts.update(queries=len(heads), hits=len(rows))
         writer.details["index_version"] = reader.version
     return open_artifact(out, kind=KIND)
@@ -156,36 +145,3 @@ class _Reranker:
         if missing := ids - set(found):
             raise DataError(f"the run names passage {min(missing)!r}, which is not in {self._reader.path}")
         return found
-
-
-class _RerankActor:
-    """A `_Reranker` in a Ray actor."""
-
-    def __init__(self, component: Component, index_path: Path, num_threads: int) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray would derive it from the CPUs reserved for scheduling
-        self._rerank = _Reranker(component, index_path)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        return self._rerank(block)
-
-
-def _on_ray(blocks: list[pa.Table], component: Component, config: RerankConfig, path: Path) -> Iterator[pa.Table]:
-    """The blocks over a pool of actors, in any order."""
-    import ray.data
-
-    pool = worker_pool(config, ray.cluster_resources(), smallest_node_cpus())
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
-        # Not `from_arrow`, which sends a task of one CPU to look at the tables.
-        ranked = ray.data.from_blocks(blocks).map_batches(
-            _RerankActor,
-            fn_constructor_args=(component, path, pool.num_threads),
-            batch_format="pyarrow",
-            batch_size=None,
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.fewest),
-            num_cpus=pool.reserved_cpus,
-            num_gpus=config.worker_gpus,
-        )
-        yield from ranked.iter_batches(batch_size=None, batch_format="pyarrow")

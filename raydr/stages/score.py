@@ -14,9 +14,8 @@ examples are refused. In this process and on Ray the same blocks are scored, so 
 
 from __future__ import annotations
 
-import os
+import functools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,7 +31,7 @@ from raydr.encoders.factory import build_ranker
 from raydr.errors import ArtifactError, ConfigError
 from raydr.progress import Progress
 from raydr.stages.config import ScoreConfig
-from raydr.stages.pool import smallest_node_cpus, worker_pool
+from raydr.stages.pool import over_pool
 
 KIND = "scores"
 SCORES = "scores.parquet"
@@ -62,15 +61,15 @@ def score_examples(
         print(f"score: {out} has these scores already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     starts = range(0, len(examples), config.queries_per_block)
-    blocks = [range(start, min(start + config.queries_per_block, len(examples))) for start in starts]
+    blocks = [pa.table({"row": range(start, min(start + config.queries_per_block, len(examples)))}) for start in starts]
     with (
         write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer,
         Progress("score", total=len(examples), unit="query") as progress,
         pq.ParquetWriter(out / SCORES, _SCHEMA) as file,
     ):
         num_right = num_pairs = 0
-        path = examples.artifact.path.resolve()
-        tables = _on_ray(blocks, ranker, config, path) if use_ray else map(_Scorer(ranker, path), blocks)
+        build = functools.partial(_Scorer, ranker, examples.artifact.path.resolve())
+        tables = over_pool(blocks, build, config) if use_ray else map(build(), blocks)
         for table in tables:
             file.write_table(table)
             for row, own in zip(table["row"].to_pylist(), table["scores"].to_pylist(), strict=True):
@@ -101,45 +100,11 @@ class _Scorer:
             raise ConfigError(f"{ranker.import_path}: {type(scorer).__name__} has no method score(pairs)")
         self._scorer, self._examples = scorer, ExampleSet.open(path)
 
-    def __call__(self, block: range) -> pa.Table:
-        rows = [np.concatenate([self._examples.positives(q), self._examples.negatives(q)]) for q in block]
+    def __call__(self, block: pa.Table) -> pa.Table:
+        numbers = block["row"].to_pylist()
+        rows = [np.concatenate([self._examples.positives(q), self._examples.negatives(q)]) for q in numbers]
         passages = iter(self._examples.passages(np.concatenate(rows)))
-        queries = [self._examples.query(query) for query in block]
+        queries = [self._examples.query(query) for query in numbers]
         pairs = [(query, next(passages)) for query, own in zip(queries, rows, strict=True) for _ in own]
         scores = np.split(self._scorer.score(pairs), np.cumsum([len(own) for own in rows])[:-1])
-        return pa.table({"row": list(block), "scores": [own.tolist() for own in scores]}, schema=_SCHEMA)
-
-
-class _ScoreActor:
-    """A `_Scorer` in a Ray actor."""
-
-    def __init__(self, ranker: Component, path: Path, num_threads: int) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray would derive it from the CPUs reserved for scheduling
-        self._score = _Scorer(ranker, path)
-
-    def __call__(self, plan: pa.Table) -> pa.Table:
-        bounds = zip(plan["first"].to_pylist(), plan["last"].to_pylist(), strict=True)
-        return pa.concat_tables([self._score(range(first, last)) for first, last in bounds])
-
-
-def _on_ray(blocks: list[range], ranker: Component, config: ScoreConfig, path: Path) -> Iterator[pa.Table]:
-    """The blocks over a pool of actors, in any order."""
-    import ray.data
-
-    pool = worker_pool(config, ray.cluster_resources(), smallest_node_cpus())
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
-        plans = [pa.table({"first": [block.start], "last": [block.stop]}) for block in blocks]
-        # Not `from_arrow`, which sends a task of one CPU to look at the tables.
-        scored = ray.data.from_blocks(plans).map_batches(
-            _ScoreActor,
-            fn_constructor_args=(ranker, path, pool.num_threads),
-            batch_format="pyarrow",
-            batch_size=None,
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
-            num_cpus=pool.reserved_cpus,
-            num_gpus=config.worker_gpus,
-        )
-        yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
+        return pa.table({"row": numbers, "scores": [own.tolist() for own in scores]}, schema=_SCHEMA)

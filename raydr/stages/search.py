@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,13 @@ from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.evaluation.trec import write_run
 from raydr.index.fusion import fuse
 from raydr.index.reader import IndexReader
+from raydr.index.shard import dense
 from raydr.index.sharded import LocalShards, RayShards
 from raydr.progress import Progress
 from raydr.protocols import Reranker, TopK
 from raydr.stages.config import SearchConfig
+from raydr.stages.feedback import Teachers, rerank_lists
 from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
-from raydr.stages.rerank import reranked
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
 
 KIND = "run"
@@ -75,14 +76,15 @@ def search_corpus(
         "method": method.model_dump(mode="json") if isinstance(method, Component) else str(method),
     }
     # The version stands for the encoder, and says nothing of what refines and reranks.
-    inputs = {"index": reader.artifact, **artifacts_named_in({"method": settings["method"]})}
+    named = {"method": settings["method"], "feedback": settings["feedback"]}
+    inputs = {"index": reader.artifact, **artifacts_named_in(named)}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
         print(f"search: {out} has this run already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer, ExitStack() as stack:
         searcher = Searcher(reader, config, build_encoder, build_refiner, use_ray=use_ray, stack=stack)
-        table = _HitsTable(out, searcher.ranks_documents, config.run_tag)
+        table = HitsTable(out, searcher.ranks_documents, config.run_tag)
         stack.callback(table.close)
         start = time.perf_counter()
         with Progress("search", total=len(queries), unit="query") as progress:
@@ -121,6 +123,9 @@ class Searcher:
         self.ranks_documents = reader.details.is_split and config.aggregate
         if config.mode == "bm25":
             return
+        self._teachers = Teachers(config.feedback) if config.feedback is not None else None
+        if self._teachers is not None:
+            stack.callback(self._teachers.close)
         share = _cpu_share(reader.num_shards * config.shard_cpus + config.encoder_cpus) if use_ray else 1.0
         self._encoder = stack.enter_context(
             QueryEncoder(
@@ -158,13 +163,19 @@ class Searcher:
             depth = min(4 * depth, self._reader.num_rows)
 
     def embed(self, queries: Sequence[Query]) -> Embeddings | None:
-        """The queries' embeddings, refined where the method refines them; None where only words are compared."""
+        """The queries' embeddings, refined where the method refines them and moved where there is relevance feedback;
+        None where only words are compared.
+        """
         if self._config.mode == "bm25":
             return None
         embeddings = self._encoder.encode(queries)
         if self._encoder.num_feedback:
             first = self._shards.search(embeddings, self._encoder.num_feedback, allowed=self._allowed)
             embeddings = self._encoder.refine(queries, embeddings, self._feedback(first))
+        if self._teachers is not None:
+            first = self._shards.search(embeddings, self._teachers.depth, allowed=self._allowed)
+            vectors = [self._reader.embeddings(rows[rows >= 0]) for rows in first.rows]
+            embeddings = self._teachers.moved(queries, dense(embeddings), self._feedback(first), vectors)
         return embeddings
 
     def search(self, queries: Sequence[Query], embeddings: Embeddings | None, depth: int) -> TopK:
@@ -236,7 +247,19 @@ class Searcher:
         return line, np.array(new_rows, dtype=np.int64), np.array(new_scores, dtype=np.float32)
 
 
-class _HitsTable:
+def reranked(
+    reranker: Any, lists: Sequence[tuple[Query, Sequence[Hit]]], passages: Mapping[str, Passage]
+) -> list[list[Hit]]:
+    """Each list in the reranker's order, with scores that descend."""
+    return [_descending(hits) for hits in rerank_lists(reranker, lists, passages)]
+
+
+def _descending(hits: Sequence[Hit]) -> list[Hit]:
+    lowest = np.minimum.accumulate([hit.score for hit in hits]) if hits else []
+    return [Hit(hit.passage_id, float(score)) for hit, score in zip(hits, lowest, strict=True)]
+
+
+class HitsTable:
     """Writes hits block by block, as Parquet and as a TREC run."""
 
     def __init__(self, out: Path, ranks_documents: bool, tag: str) -> None:

@@ -121,7 +121,9 @@ class Engine:
         """The float32 copies of all weights that are trained."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        copies = {name: safe_get_full_fp32_param(weight) for name, weight in self.model.named_parameters()}
+        # Weights that stand in two places (tied embeddings) are found under both names: none may keep its bfloat16 twin.
+        named = self.model.named_parameters(remove_duplicate=False)
+        copies = {name: safe_get_full_fp32_param(weight) for name, weight in named}
         return {name: copy for name, copy in copies.items() if copy is not None}
 
     def _gathered_weights(self) -> dict[str, Tensor]:
@@ -130,7 +132,7 @@ class Engine:
         # Of the state's names: buffers that are not saved are not among them.
         saved = self.model.state_dict().keys()
         found = {name: value.detach().cpu() for name, value in self.model.named_buffers() if name in saved}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
             with deepspeed.zero.GatheredParameters([parameter]):
                 if worker_rank() == 0:
                     found[name] = parameter.detach().cpu().clone()

@@ -9,10 +9,9 @@ from __future__ import annotations
 from raydr import runtime
 from raydr.artifacts import Artifact
 from raydr.data.corpus import Corpus
-from raydr.data.example_files import examples_from_file
 from raydr.data.ingest import ingest_queries
 from raydr.encoders.factory import EncoderFactory
-from raydr.stages.mine import mine_negatives, training_data
+from raydr.stages.mine import examples_of_file, mine_negatives, training_data
 from raydr.verbs.config import RunConfig
 
 
@@ -20,8 +19,7 @@ def mine(config: RunConfig) -> Artifact:
     """The training examples in `out/examples`. Raises `ArtifactError` when there is no index yet."""
     out = config.out / "examples"
     if config.mine.source_file is not None:
-        source, corpus = config.mine.source_file, config.mine.source_corpus
-        return examples_from_file(source, out, source_format=config.mine.source_format, corpus=corpus).artifact
+        return examples_of_file(config.mine, out).artifact
     corpus = Corpus.open(config.out / "corpus")
     data = training_data(config.data, config.mine)
     queries = ingest_queries(data, corpus, config.out / f"queries_{config.mine.split}")

@@ -16,7 +16,8 @@ from raydr.data.corpus import Corpus
 from raydr.errors import ConfigError
 from raydr.evaluation.trec import read_run
 from raydr.methods.base import build_method
-from raydr.stages.rerank import RUN, rerank_run
+from raydr.stages.rerank import rerank_run
+from raydr.stages.search import RUN
 from raydr.verbs.config import RunConfig
 
 

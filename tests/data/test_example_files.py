@@ -113,6 +113,24 @@ def test_scores_with_gaps_are_none_and_losses_are_said(tmp_path, capsys):
     assert "note: answers of 1 examples are not used in training" in capsys.readouterr().err
 
 
+def test_orders_of_a_teacher_stay_apart_and_keep_their_order(tmp_path):
+    """Two orders of one query, which names its text and its passages by id."""
+    corpus = write(tmp_path / "corpus.jsonl", *({"_id": i, "text": t} for i, t in [("c", CAT), ("s", SUN), ("d", DOG)]))
+    queries = write(tmp_path / "queries.jsonl", {"_id": "q", "text": "pet"}, {"_id": "r", "text": "light"})
+    orders = [{"query_id": "q", "docs": docs, "teacher": "t"} for docs in (["d", "c", "s"], ["c", "d"])]
+    path = write(tmp_path / "orders.jsonl", *orders, {"query_id": "r", "docs": ["s", "c"]})
+    examples = examples_from_file(path, tmp_path / "out", corpus=corpus, queries=queries, trust_order=True)
+    found = [
+        [
+            examples.query(row).text,
+            *texts(examples, [*examples.positives(row).tolist(), *examples.negatives(row).tolist()]),
+        ]
+        for row in range(len(examples))
+    ]
+    assert found == [["pet", DOG, CAT, SUN], ["pet", CAT, DOG], ["light", SUN, CAT]]
+    assert examples.artifact.manifest.counts["passages"] == 3
+
+
 def test_a_finished_set_of_the_same_file_stays(tmp_path):
     path = write(tmp_path / "train.jsonl", SHAPES["flagembedding"])
     first = examples_from_file(path, tmp_path / "out")
@@ -145,7 +163,7 @@ def test_a_finished_set_of_the_same_file_stays(tmp_path):
         ([SHAPES["tevatron_ids"]], r"names its passages by id: give the corpus file they are in, mine\.source_corpus="),
         (
             [{"query": {"text": "pet", "qid": "q"}, "candidates": [{"docid": "c", "doc": {"text": CAT}}]}],
-            "its candidates are not judged, and training needs positives: raydr data convert FILE JUDGED --to tevatron",
+            "its candidates are not judged, .* raydr data convert FILE JUDGED --to tevatron .* mine.trust_order=true",
         ),
         ([{"what": "is this"}], r"cannot tell the training format from the fields \['what'\]"),
     ],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raydr.data.training_example import TrainingExample, TrainingPassage
 from raydr.data.training_formats import FORMATS, convert, detect_format, validate
+from raydr.data.training_readers import Lookup
 from raydr.data.training_writers import corpus_record
 from raydr.errors import DataError
 
@@ -57,8 +58,8 @@ def test_round_trip(name: str, data: st.DataObject) -> None:
     example = data.draw(examples(name))
     [record], lost = FORMATS[name].write(example)
     line = json.loads(json.dumps(record, ensure_ascii=False))
-    corpus = {corpus_record(p)["docid"]: p for p in example.labelled}
-    back = FORMATS[name].read(line, corpus.get)
+    corpus = {corpus_record(p)["docid"]: p for p in example.labelled or example.candidates}
+    back = FORMATS[name].read(line, Lookup(corpus.get, lambda _: None))
     assert not lost
     assert back.unread == ()
     if name == "tevatron_ids" and len(corpus) < len(example.labelled):
@@ -104,6 +105,7 @@ ROWS = {
             {"docid": "d3", "score": 1.0, "doc": {"segment": "Never judged."}},
         ],
     },
+    "orders": {"query_id": "q1", "query": "which pet", "docs": ["d1", "d2"]},
 }
 
 
@@ -148,12 +150,13 @@ def test_every_format_converts_into_every_other(tmp_path: Path, corpus: str, sou
     )
     assert (done.source_format, done.num_examples) == (source, 1)
     checked = validate(
-        str(tmp_path / "out.jsonl"), corpus=str(tmp_path / "out.corpus.jsonl") if target == "tevatron_ids" else None
+        str(tmp_path / "out.jsonl"),
+        corpus=str(tmp_path / "out.corpus.jsonl") if FORMATS[target].names_passages else None,
     )
     assert (checked.format, checked.num_examples, checked.problems) == (target, 1, [])
     [row] = read(tmp_path / "out.jsonl")
     assert "which pet" in json.dumps(row)
-    texts = (tmp_path / "out.corpus.jsonl").read_text() if target == "tevatron_ids" else json.dumps(row)
+    texts = (tmp_path / "out.corpus.jsonl").read_text() if FORMATS[target].names_passages else json.dumps(row)
     assert texts.index("It purrs.") < texts.index("A star."), "the positive comes first"
 
 
@@ -193,7 +196,7 @@ def test_several_positives_become_several_rows(tmp_path: Path) -> None:
     ],
 )
 def test_columns_of_sentence_transformers(row: dict, positives: list, negatives: list, label: float | None) -> None:
-    example = FORMATS["sentence_transformers"].read(row, lambda _: None)
+    example = FORMATS["sentence_transformers"].read(row, Lookup(lambda _: None, lambda _: None))
     assert [(passage.text, passage.score) for passage in example.positives] == positives
     assert [(passage.text, passage.score) for passage in example.negatives] == negatives
     assert example.label == label
@@ -216,6 +219,10 @@ BAD = [
     ("rankllm", {"query": "which pet"}, "query", "must be an object"),
     ("rankllm", {"candidates": [{"docid": "d1", "doc": "text"}]}, "candidates[0].doc", "must be an object"),
     ("rankllm", {"candidates": []}, "candidates", "is empty"),
+    ("orders", {"docs": ["d1", "d9"]}, "docs[1]", "names an unknown passage"),
+    ("orders", {"docs": ["d1", "d2", "d1"]}, "docs[2]", "stands in the order already"),
+    ("orders", {"docs": "d1"}, "docs", "must be a list"),
+    ("orders", {"query": None}, "query", "is missing"),
 ]
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from raydr.errors import ConfigError
 from raydr.llm.engine import EngineConfig, EngineError, build_engine
 from raydr.llm.prompt import ListwisePrompt, PromptConfig
 from tests.causal_lms import KINDS
+from tests.servers import free_port, wait_until_ready
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -87,33 +87,17 @@ async def _survives(engine, prompt, asked) -> None:
 @pytest.fixture(scope="module")
 def vllm_server(causal_lm, tmp_path_factory):
     """A vLLM server of its own over the small Llama."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("vllm") / "log").open("w+")
+    port, log = free_port(), tmp_path_factory.mktemp("vllm") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(causal_lm("Llama"))]
     options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024"]
     process = subprocess.Popen(
         [*command, *options, "--enforce-eager"],
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
-        stdout=log,
+        stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    import httpx
-
-    deadline = time.monotonic() + 400
-    while True:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
-                break
-        except httpx.TransportError:
-            pass
-        log.seek(0)
-        assert process.poll() is None and time.monotonic() < deadline, log.read()[-3000:]
-        time.sleep(1)
+    wait_until_ready(f"http://127.0.0.1:{port}/health", process, log, timeout_s=400)
     yield f"http://127.0.0.1:{port}"
     os.killpg(process.pid, signal.SIGKILL)
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from raydr.data.examples import Example, write_examples
+from raydr.artifacts import write_artifact
+from raydr.data.examples import KIND, Example, ExampleSet, write_examples
 from raydr.errors import ConfigError
 from raydr.llm.listwise import ListwiseConfig
 from raydr.losses import lambdarank, listnet, ranknet
 from raydr.methods.first import First, FirstReranker, WindowBatches, to_ranks
 from raydr.models.causal_lm import CausalLm, left_padded
 from raydr.train.batches import pad
+from raydr.train.config import TrainConfig
+from raydr.train.metrics import read_metrics
 from raydr.train.objective import Labels, TrainBatch
+from raydr.train.trainer import train_model
 from raydr.types import Hit, Passage, Query
 
 SCORES = [0.2, 1.5, -0.3, 0.9]
@@ -75,9 +79,9 @@ def test_ranks_of_equal_scores_are_distinct():
     assert to_ranks(torch.tensor([[0.5, 2.0, 0.5, 1.0]])).tolist() == [[3, 1, 4, 2]]
 
 
-def config(folder, **settings):
+def config(folder, *, engine=None, **settings):
     return First.Config(
-        engine={"model": str(folder), "backend": "transformers", "dtype": "float32"},
+        engine={"model": str(folder), "backend": "transformers", "dtype": "float32", **(engine or {})},
         window_size=6,
         stride=3,
         **settings,
@@ -182,9 +186,8 @@ def test_noise_is_for_training_only(causal_lm):
     assert noise.abs().max() <= 5 / (10 * 32) ** 0.5
 
 
-def test_a_small_network_learns_an_order_and_what_is_saved_reranks(causal_lm, tmp_path):
-    """The relevant passage says so; after some steps its letter has the best logit, wherever it stands."""
-    folder = causal_lm("Llama")
+def matches():
+    """Passages that say how well they match, and examples that order them so."""
     words = ["exact", "close", "far", "nothing"]
     passages = {f"{q}-{n}": Passage(f"{q}-{n}", f"{word} match") for q in range(8) for n, word in enumerate(words)}
     examples = [
@@ -197,17 +200,26 @@ def test_a_small_network_learns_an_order_and_what_is_saved_reranks(causal_lm, tm
         )
         for q in range(8)
     ]
-    from raydr.artifacts import open_artifact, write_artifact
-    from raydr.data.examples import KIND, ExampleSet
+    return examples, passages
 
-    with write_artifact(tmp_path / "examples", kind=KIND, config={}) as writer:
-        write_examples(writer.path, examples, passages)
-    open_artifact(tmp_path / "examples")
+
+def ranked(method, model, passages):
+    """The hits of a shuffled list, as the trained method reranks them."""
+    reranker = First(First.Config(**method.trained(str(model)).args)).build_reranker()
+    hits = reranker.rerank(Query("q", "find it"), [Hit(f"0-{n}", 0.0) for n in (2, 3, 0, 1)], passages)
+    reranker.close()
+    return hits
+
+
+def test_a_small_network_learns_an_order_and_what_is_saved_reranks(causal_lm, tmp_path):
+    """The relevant passage says so; after some steps its letter has the best logit, wherever it stands."""
+    folder = causal_lm("Llama")
+    examples, passages = matches()
+    own = written(tmp_path / "examples", examples, passages)
     method = First(config(folder, short_share=0.0, neftune_alpha=0.0))
-    batches = iter(method.build_batches(ExampleSet.open(tmp_path / "examples"), batch_size=8, seed=0))
+    batches = iter(method.build_batches(own, batch_size=8, seed=0))
     network, objective, tokenizer = method.build_model().train(), method.build_objective(), method.build_tokenizer()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    own = ExampleSet.open(tmp_path / "examples")
     for _ in range(150):
         groups = next(batches)
         texts = [own.passages(group.passages) for group in groups]
@@ -220,31 +232,61 @@ def test_a_small_network_learns_an_order_and_what_is_saved_reranks(causal_lm, tm
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     method.save_model(network, tmp_path / "model")
-    reranker = First(First.Config(**method.trained(str(tmp_path / "model")).args)).build_reranker()
-    hits = [Hit(f"0-{n}", 0.0) for n in (2, 3, 0, 1)]
-    ranked = reranker.rerank(Query("q", "find it"), hits, passages)
-    assert [hit.passage_id for hit in ranked] == ["0-0", "0-1", "0-2", "0-3"]
-    assert [hit.score for hit in ranked] == sorted((hit.score for hit in ranked), reverse=True)
+    hits = ranked(method, tmp_path / "model", passages)
+    assert [hit.passage_id for hit in hits] == ["0-0", "0-1", "0-2", "0-3"]
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("lora", [None, {"rank": 16, "alpha": 32, "target_modules": ["q_proj", "v_proj", "down_proj"]}])
+def test_training_on_ray_leaves_what_vllm_opens(causal_lm, tmp_path, ray_cluster, lora):
+    """Two workers, ZeRO 3 in bfloat16 with tied embeddings; all weights, or adapters that are merged into them."""
+    examples, passages = matches()
+    method = First(config(causal_lm("Llama"), short_share=0.0, neftune_alpha=0.0))
+    train = TrainConfig(
+        num_workers=2,
+        worker_cpus=0.5,
+        batch_size=8,
+        max_steps=120 if lora is None else 20,
+        learning_rate=3e-3,
+        zero_stage=3 if lora is None else 2,
+        precision="bfloat16" if lora is None else "float32",
+        lora=lora,
+    )
+    own = written(tmp_path / "examples", examples, passages)
+    artifact = train_model(method.component, train, own, tmp_path / "train")
+    records = [record for record in read_metrics(tmp_path / "train/metrics.jsonl") if "loss" in record]
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert {"lm_loss", "rank_loss", "first_is_right"} <= set(records[0])
+    weights = load_file(artifact.path / "model/model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    assert (embeddings != embeddings.bfloat16().float()).any()  # the optimiser's weights, under both their names
+    by_transformers = ranked(method, artifact.path / "model", passages)
+    if lora is None:
+        assert [hit.passage_id for hit in by_transformers] == ["0-0", "0-1", "0-2", "0-3"]
+        served = First(config(causal_lm("Llama"), engine={"backend": "vllm", "max_model_tokens": 512}))
+        by_vllm = ranked(served, artifact.path / "model", passages)
+        assert [hit.passage_id for hit in by_vllm] == [hit.passage_id for hit in by_transformers]
+        np.testing.assert_allclose([hit.score for hit in by_vllm], [hit.score for hit in by_transformers], atol=1e-3)
+
+
+def written(folder, examples, passages):
+    with write_artifact(folder, kind=KIND, config={}) as writer:
+        write_examples(writer.path, examples, passages)
+    return ExampleSet.open(folder)
+
+
+def example(query_id, negatives):
+    return Example(Query(query_id, "x"), ["p"], negatives, negative_scores=[0.0] * len(negatives))
 
 
 def test_windows_of_a_batch_have_one_size_and_shuffled_passages(tmp_path):
-    examples = SimpleNamespace(
-        __len__=lambda: 2,
-        positives=lambda row: np.array([0]),
-        negatives=lambda row: np.arange(1, 8 - row),
-        positive_scores=lambda row: np.array([9.0]),
-        negative_scores=lambda row: np.arange(7 - row, 0, -1.0),
-        query=lambda row: Query(f"q{row}", "x"),
-    )
-
-    class Sized:
-        def __len__(self):
-            return 2
-
-        def __getattr__(self, name):
-            return getattr(examples, name)
-
-    sampler = WindowBatches(Sized(), batch_size=2, window_size=20, short_share=0.5, seed=1)
+    names = [f"n{n}" for n in range(7)]
+    passages = {name: Passage(name, name) for name in ["p", *names]}
+    examples = written(tmp_path / "examples", [example("q0", names), example("q1", names[:6])], passages)
+    sampler = WindowBatches(examples, batch_size=2, window_size=20, short_share=0.5, seed=1)
     batches = [batch for batch, _ in zip(sampler, range(30))]
     sizes = {len(group.passages) for batch in batches for group in batch}
     assert all(len({len(group.passages) for group in batch}) == 1 for batch in batches)
@@ -252,11 +294,16 @@ def test_windows_of_a_batch_have_one_size_and_shuffled_passages(tmp_path):
     assert len({group.passages for batch in batches for group in batch if len(group.passages) == 7}) > 5
     for batch in batches:
         for group in batch:
-            assert all((passage == 0) == (score == 9.0) for passage, score in zip(group.passages, group.teacher_scores))
+            order = np.argsort([-score for score in group.teacher_scores])
+            ids = [examples.passages(group.passages)[place].passage_id for place in order]
+            assert ids == sorted(ids, key=["p", *names].index)  # relevant, then as mined
     assert [b for b, _ in zip(sampler, range(5))] == batches[:5]
-    examples.positive_scores = lambda row: np.array([])
-    with pytest.raises(ConfigError, match="q0.*scores of a teacher"):
-        WindowBatches(Sized(), batch_size=2, window_size=20, short_share=0.5, seed=1)
+
+
+def test_a_query_without_a_second_candidate_is_named(tmp_path):
+    examples = written(tmp_path / "examples", [example("q0", [])], {"p": Passage("p", "p")})
+    with pytest.raises(ConfigError, match=r"q0.*has 1 candidate.*raydr mine"):
+        WindowBatches(examples, batch_size=2, window_size=20, short_share=0.5, seed=1)
 
 
 class _Oracle(FirstReranker):

@@ -4,7 +4,6 @@ Notable: `client` is the application without Ray: the same Searcher over the sam
 Serve would put into replicas; the tests of the HTTP contract need nothing else. Tests marked `ray` start Serve.
 """
 
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +27,6 @@ def animals(tmp_path_factory) -> Path:
 def instruments(tmp_path_factory) -> Path:
     """Seven instruments in three shards, 128 dimensions: another encoder version."""
     return build_run(tmp_path_factory.mktemp("serve") / "instruments", INSTRUMENTS, num_shards=3, dimensions=128)
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ Notable: it is deployed and changed the way `serve deploy` does it, by a config;
 Ingress's `user_config` alone.
 """
 
+import asyncio
 import re
 import threading
 import time
@@ -16,8 +17,13 @@ from tiny_serving import ANIMALS, INSTRUMENTS
 from raydr.encoders.factory import EncoderFactory
 from raydr.index.reader import IndexReader
 from raydr.types import Query
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+NARROW = {"name": "Reranker_slow", "num_replicas": 1, "max_ongoing_requests": 1, "max_queued_requests": 1}
+"""One request in work, one waiting."""
 
 
 class Server:
@@ -50,13 +56,16 @@ class Server:
                     "args": {
                         "index": str(self.index),
                         "colocate": self.colocate,
-                        "rerankers": {"lexical": {"import_path": "tiny_serving:LexicalReranker"}},
+                        "rerankers": {
+                            "lexical": {"import_path": "tiny_serving:LexicalReranker"},
+                            "slow": {"import_path": "tiny_serving:SlowReranker"},
+                        },
                     },
                     "deployments": [
                         {**deployment, "user_config": {"index": str(index), **user_config}}
                         if deployment["name"] == "Ingress"
                         else deployment
-                        for deployment in self.deployments
+                        for deployment in [*self.deployments, NARROW]
                     ],
                 }
             ]
@@ -83,13 +92,9 @@ LAYOUTS = {"apart": (False, 1), "colocated": (True, 1), "replicated": (False, 2)
 
 @pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
 def server(request, ray_cluster, animals, tmp_path_factory):
-    import socket
-
     from ray import serve
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     colocate, num_replicas = request.param
     server = Server(port, animals, colocate=colocate, num_replicas=num_replicas)
@@ -197,7 +202,7 @@ def test_the_openai_client_works(server, animals):
         np.testing.assert_allclose([item.embedding for item in answer.data], expected, atol=1e-5)
         assert answer.usage.prompt_tokens > 0
     assert len(client.embeddings.create(model="minilm", input="x", dimensions=32).data[0].embedding) == 32
-    assert [model.id for model in client.models.list()] == ["minilm", "lexical"]
+    assert [model.id for model in client.models.list()] == ["minilm", "lexical", "slow"]
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
         client.embeddings.create(model="gpt-9", input="x")
     with pytest.raises(openai.UnprocessableEntityError):
@@ -213,6 +218,27 @@ def test_the_cohere_client_works(server):
     assert [item.index for item in answer.results] == [2, 1]
     assert answer.results[0].relevance_score == pytest.approx(1.0)
     assert answer.meta.api_version.version == "2"
+
+
+def test_more_than_a_reranker_takes_is_refused_at_once_or_keeps_its_order(server):
+    import httpx
+
+    body = {"query": "mice", "k": 3, "rerank": True, "reranker": "slow"}
+
+    async def at_once(**changes) -> list:
+        async with httpx.AsyncClient(base_url=server.address, timeout=60) as http:
+            return await asyncio.gather(*(http.post("/v1/search", json=body | changes) for _ in range(12)))
+
+    answers = asyncio.run(at_once())
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused and len(refused) < 12
+    assert all(answer.status_code in (200, 429) for answer in answers)
+    for answer in refused:
+        assert answer.json()["error"]["code"] == "overloaded"
+        assert int(answer.headers["Retry-After"]) >= 1
+    kept = [answer.json() for answer in asyncio.run(at_once(on_rerank_failure="keep_order"))]
+    assert {answer["reranking"]["applied"] for answer in kept} == {True, False}
+    assert len({tuple(hit["id"] for hit in answer["hits"]) for answer in kept}) == 1
 
 
 def test_swaps_under_load_fail_nobody_and_mix_nothing(server, animals, instruments):

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import free_port
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture
-def served(animals, tmp_path, free_port):
+def served(animals, tmp_path):
     """`raydr serve` in a process of its own; its port, the process, where it writes, and where Ray does."""
-    log = (tmp_path / "log").open("w")
+    log, port = (tmp_path / "log").open("w"), free_port()
     ray_folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the path of a socket has to stay short
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("raydr")), "serve", str(animals), "--port", str(free_port)],
+        [str(Path(sys.executable).with_name("raydr")), "serve", str(animals), "--port", str(port)],
         env={**os.environ, "RAY_ADDRESS": "local", "RAY_TMPDIR": str(ray_folder)},
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -32,7 +34,7 @@ def served(animals, tmp_path, free_port):
         while "Ctrl-C stops" not in (shown := (tmp_path / "log").read_text()):
             assert process.poll() is None and time.monotonic() < deadline, shown[-3000:]
             time.sleep(0.2)
-        yield free_port, process, tmp_path / "log", ray_folder
+        yield port, process, tmp_path / "log", ray_folder
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import threading
 import time
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from tiny_serving import ANIMALS
 
 from raydr.config import Component
 from raydr.methods.first import First
+from raydr.stages.config import RerankConfig
+from raydr.stages.rerank import rerank_run
 from raydr.types import Hit, Passage, Query
 from raydr.verbs.serve import serving
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -24,18 +29,13 @@ QUERY = "who hunts mice"
 
 @pytest.fixture(scope="module")
 def site(ray_cluster, animals, causal_lm):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "max_model_tokens": 1024}
     rerankers = {
         "first": Component(
             import_path="raydr.methods.first:First", args={"engine": engine, "window_size": 4, "stride": 2}
         )
     }
-    with serving(animals, host="127.0.0.1", port=port, rerankers=rerankers) as address:
+    with serving(animals, host="127.0.0.1", port=free_port(), rerankers=rerankers) as address:
         yield address
 
 
@@ -58,6 +58,20 @@ def test_a_search_is_ranked_as_a_forward_pass_ranks_it(site, causal_lm):
     documents = [f"{title}. {text}" if title else text for title, text, *_ in ANIMALS.values()]
     again = httpx.post(f"{site}/v1/rerank", json={"query": QUERY, "documents": documents}, timeout=60).json()
     assert sorted(found["index"] for found in again["results"]) == list(range(6))
+
+
+def test_a_batch_job_gives_the_same(site, animals, causal_lm, tmp_path):
+    plain = httpx.post(f"{site}/v1/search", json={"query": QUERY, "k": 6}, timeout=60).json()
+    served = httpx.post(f"{site}/v1/search", json={"query": QUERY, "k": 6, "rerank": True}, timeout=60).json()
+    engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "max_model_tokens": 1024, "backend": "transformers"}
+    args = {"engine": engine, "window_size": 4, "stride": 2}
+    component = Component(import_path="raydr.methods.first:First", args=args)
+    run = {"q": [Hit(hit["id"], hit["score"]) for hit in plain["hits"]]}
+    artifact = rerank_run(run, [Query("q", QUERY)], animals, component, RerankConfig(), tmp_path / "run", use_ray=False)
+    rows = pq.read_table(artifact.path / "hits.parquet").to_pylist()
+    assert [row["passage_id"] for row in rows] == [hit["id"] for hit in served["hits"]]
+    descending = list(itertools.accumulate((hit["score"] for hit in served["hits"]), min))
+    assert [row["score"] for row in rows] == pytest.approx(descending, abs=1e-3)
 
 
 def test_killing_the_engine_under_load_gives_clear_errors_and_it_comes_back(site):

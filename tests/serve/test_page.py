@@ -16,14 +16,17 @@ import json
 import os
 import re
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.browser]
 
@@ -76,17 +79,31 @@ def site(ray_cluster: None, index: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def keyed_site(index: Path) -> Iterator[str]:
-    """The same behind an API key with a rate limit; without Ray, since a second encoder does not fit two CPUs."""
+    """The same behind an API key with a rate limit."""
+    key = {"name": "test", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 20, "burst": 6}
+    with site_in_process(index, api_keys=[key]) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def failing_site(index: Path) -> Iterator[str]:
+    """The same with a reranker whose language model is gone."""
+    with site_in_process(index, rerankers={"gone": {"import_path": "tiny_serving:FailingReranker"}}) as address:
+        yield address
+
+
+@contextmanager
+def site_in_process(index: Path, **args: Any) -> Iterator[str]:
+    """Without Ray, since a second encoder does not fit two CPUs."""
     import uvicorn
 
     from raydr.serve.colocated import colocated_searcher
     from raydr.serve.config import AppArgs
     from raydr.serve.http import build_http
 
-    key = {"name": "test", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 20, "burst": 6}
-    args = AppArgs.model_validate({"index": index, "api_keys": [key]})
-    searcher = colocated_searcher(args)
-    app = build_http(searcher, args, args.api_keys)
+    settings = AppArgs.model_validate({"index": index, **args})
+    searcher = colocated_searcher(settings)
+    app = build_http(searcher, settings, settings.api_keys)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
 
@@ -102,12 +119,6 @@ def keyed_site(index: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/"
     server.should_exit = True
     thread.join()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -201,19 +212,11 @@ def test_a_reranker_can_be_switched_on(page, site):
     assert page.get_by_label("Rerank").input_value() == ""
 
 
-def test_a_reranker_that_fails_leaves_the_first_order_and_says_so(page, site):
-    page.route("**/v1/search", lambda route: route.fulfill(json=_not_reranked(route)))
-    page.goto("/?q=needle+of+a+compass&rerank=cross-encoder")
+def test_a_reranker_that_fails_leaves_the_first_order_and_says_so(page, failing_site):
+    page.goto(f"{failing_site}?q=needle+of+a+compass&rerank=gone")
     page.get_by_role("heading", name="Not reranked").wait_for()
     assert "has stopped" in page.locator("#notice").inner_text()
-    assert hit_ids(page) == [hit["id"] for hit in ask(site, query="needle of a compass")]
-
-
-def _not_reranked(route) -> dict:
-    answer = route.fetch().json()
-    order = ask(route.request.url.removesuffix("v1/search"), query="needle of a compass")
-    reranking = {"model": "cross-encoder", "depth": 20, "applied": False, "reason": "the reranker has stopped"}
-    return {**answer, "hits": order, "reranking": reranking}
+    assert hit_ids(page) == [hit["id"] for hit in ask(failing_site, query="needle of a compass")]
 
 
 def test_a_link_is_a_search_and_back_returns_to_the_one_before(page, site):

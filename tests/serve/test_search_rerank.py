@@ -65,7 +65,7 @@ def test_a_reranker_that_is_gone_is_an_error_or_keeps_the_order(reranking):
 def test_what_cannot_be_reranked_is_named(reranking, client):
     body = {"query": "x", "rerank": True}
     check_error(client.post("/v1/search", json=body), 501, "reranker_not_configured")
-    check_error(reranking.post("/v1/search", json={**body, "reranker": "other"}), 404, "model_not_found", "model")
+    check_error(reranking.post("/v1/search", json={**body, "reranker": "other"}), 404, "model_not_found", "reranker")
     check_error(
         reranking.post("/v1/search", json={**body, "rerank_depth": 5000}), 422, "limit_exceeded", "rerank_depth"
     )

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,26 +13,17 @@ import pytest
 import yaml
 
 from raydr.config import read_yaml
+from tests.servers import free_port, free_ports, wait_until_ready
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEARCH = Path(__file__).parents[2] / "serve_configs" / "search.yaml"
 
 
-def _ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    found = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return found
-
-
 @pytest.fixture
 def cluster(tmp_path):
     """A head node of its own: the environment to talk to it in."""
-    gcs, dashboard, *others = _ports(7)
+    gcs, dashboard, *others = free_ports(7)
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the path of a socket has to stay short
     names = (
         "ray-client-server-port",
@@ -64,7 +54,7 @@ def cluster(tmp_path):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_the_config_for_several_callers_is_deployed_and_wants_keys(cluster, animals, tmp_path, free_port):
+def test_the_config_for_several_callers_is_deployed_and_wants_keys(cluster, animals, tmp_path):
     import httpx
 
     environment, process = cluster
@@ -73,8 +63,8 @@ def test_the_config_for_several_callers_is_deployed_and_wants_keys(cluster, anim
     )
     (tmp_path / "keys.yaml").write_text(made.stdout)
     key = made.stderr.split()[-1]
-    config = read_yaml(SEARCH)  # the file as it is, but for the port and the index
-    config["http_options"]["port"] = free_port
+    config, port = read_yaml(SEARCH), free_port()  # the file as it is, but for the port and the index
+    config["http_options"]["port"] = port
     application = config["applications"][0]
     application["args"]["index"] = str(animals)
     application["deployments"][0]["user_config"]["index"] = str(animals)
@@ -85,16 +75,8 @@ def test_the_config_for_several_callers_is_deployed_and_wants_keys(cluster, anim
         assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
         assert time.monotonic() < deadline, done
         time.sleep(2)  # until the dashboard listens
-    with httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=60) as http:
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                if http.get("/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(1)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        wait_until_ready(f"{http.base_url}/ready", process, tmp_path / "log")
         body = {"query": "who hunts mice", "mode": "hybrid"}
         assert http.post("/v1/search", json=body).status_code == 401
         answer = http.post("/v1/search", json=body, headers={"Authorization": f"Bearer {key}"})

@@ -4,24 +4,24 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from raydr.config import read_yaml
+from tests.servers import free_port, wait_until_ready
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
 
 
-def test_serve_run_of_the_local_config_answers_and_stops(animals, tmp_path, free_port):
+def test_serve_run_of_the_local_config_answers_and_stops(animals, tmp_path):
     import httpx
 
-    config = read_yaml(LOCAL)
-    config["http_options"]["port"] = free_port  # the file as it is, but for the port and the index
+    config, port = read_yaml(LOCAL), free_port()
+    config["http_options"]["port"] = port  # the file as it is, but for the port and the index
     config["applications"][0]["args"]["index"] = str(animals)
     (tmp_path / "local.yaml").write_text(yaml.safe_dump(config))
     log = (tmp_path / "log").open("w")
@@ -34,16 +34,8 @@ def test_serve_run_of_the_local_config_answers_and_stops(animals, tmp_path, free
         start_new_session=True,
     )
     try:
-        address = f"http://127.0.0.1:{free_port}"
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            try:
-                if httpx.get(f"{address}/ready", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
+        address = f"http://127.0.0.1:{port}"
+        wait_until_ready(f"{address}/ready", process, tmp_path / "log", timeout_s=200)
         answer = httpx.post(f"{address}/v1/search", json={"query": "who hunts mice", "mode": "hybrid"}, timeout=60)
         assert answer.status_code == 200, answer.text
         assert {hit["id"] for hit in answer.json()["hits"][:2]} == {"cat", "owl"}

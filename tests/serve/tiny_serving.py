@@ -101,6 +101,14 @@ class FailingReranker:
         raise EngineError("its engine has stopped")
 
 
+class SlowReranker(FailingReranker):
+    """Keeps the order, after half a second."""
+
+    async def rerank_async(self, query: Any, hits: Any, passages: Any) -> list[Hit]:
+        await asyncio.sleep(0.5)
+        return list(hits)
+
+
 class WithFeedback(ZeroShot):
     """ZeroShot with pseudo-relevance feedback: the query's embedding averaged with those of its first two hits."""
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from raydr.methods.contrastive import InBatchContrastive
+from tests.servers import free_port
 from tests.train.parity_worker import BFLOAT16, CASES, CLIP_NORM, LABELLED, LABELLED_CASES, SPLIT, TAUGHT, gradients
 from tests.train.tiny import random_batch, tiny_cross_encoder, tiny_network
 
@@ -20,10 +20,8 @@ pytestmark = pytest.mark.slow
 
 def run_workers(out: Path, world_size: int) -> dict[str, dict]:
     out.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     script = str(Path(__file__).with_name("parity_worker.py"))
+    port = str(free_port())
     place = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,9 +30,7 @@ def test_the_demo_runs_to_its_end_and_a_second_run_makes_nothing_again(tmp_path)
 
 def _demo(out: Path) -> str:
     """What `raydr demo` prints; fails where it does not end by itself with status 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).with_name("raydr")), "demo", "size=300", "train=false"]
     done = subprocess.run(
         [*command, f"out={out}", f"port={port}"],
