@@ -121,7 +121,7 @@ class Engine:
         """The float32 copies of all weights that are trained."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        # Weights that stand in two places (tied embeddings) are found under both names: none may keep its bfloat16 twin.
+        # Tied weights are found under both their names: neither may keep its bfloat16 twin.
         named = self.model.named_parameters(remove_duplicate=False)
         copies = {name: safe_get_full_fp32_param(weight) for name, weight in named}
         return {name: copy for name, copy in copies.items() if copy is not None}
