@@ -36,6 +36,8 @@ _KEPT = frozenset(
 )
 _HINT = "mend these lines, or leave them out: raydr data convert FILE MENDED --to FORMAT --rejects BAD"
 _BLOCK = 8192
+FILE_SOURCE = "file"
+"""What `negative_sources` says of negatives that a file named."""
 
 
 def examples_from_file(
@@ -104,7 +106,7 @@ class _Merged:
             negatives=list(negatives),
             positive_scores=_all_or_none(self.positives.values()),
             negative_scores=_all_or_none(negatives.values()),
-            negative_sources=["file"] * len(negatives),
+            negative_sources=[FILE_SOURCE] * len(negatives),
         )
 
 
@@ -126,8 +128,9 @@ class _Gathered:
         merged = self._merged.setdefault(key, _Merged(query))
         if merged.query.text != query.text:
             raise BadFieldError("query_id", "two queries with different texts share an id", repr(query.query_id))
-        positives = example.positives or example.candidates[:1]
-        negatives = example.negatives or example.candidates[1:]
+        ordered = [p._replace(score=-float(place)) for place, p in enumerate(example.candidates)]
+        positives = example.positives or ordered[:1]
+        negatives = example.negatives or ordered[1:]
         for passage in (*positives, *negatives):
             self._add_text(passage)
         merged.positives |= {passage.some_id: passage.score for passage in positives}

@@ -42,7 +42,7 @@ class PromptConfig(Config):
     prefix: str = "{num} passages follow, each marked by a letter in square brackets. The query is: {query}\n\n"
     """Stands before the passages. `{num}`: their number; `{query}`."""
     body: str = "[{rank}] {candidate}\n"
-    """One passage. `{rank}`: its letter; `{candidate}`: title and text."""
+    """One passage. `{rank}`: its letter; `{candidate}`: title and text; `{query}` and `{num}` as above."""
     suffix: str = (
         "\nThe query is: {query}\nOrder all {num} passages by their relevance to it, the most relevant first. Answer "
         "with the letters only, like this: [B] > [A]"
@@ -167,17 +167,12 @@ class ListwisePrompt:
         return [*named, *(place for place in range(num_passages) if place not in named)]
 
     def _render(self, query: str, passages: Sequence[str]) -> str:
-        config, num = self._config, str(len(passages))
-
-        def fill(text: str) -> str:
-            # Not str.format: a query may hold braces.
-            return text.replace("{num}", num).replace("{query}", query)
-
+        config, known = self._config, {"num": str(len(passages)), "query": query}
         lines = [
-            config.body.replace("{rank}", IDENTIFIERS[place]).replace("{candidate}", " ".join(text.split()))
+            _filled(config.body, known | {"rank": IDENTIFIERS[place], "candidate": " ".join(text.split())})
             for place, text in enumerate(passages)
         ]
-        return self._chat.render("".join([fill(config.prefix), *lines, fill(config.suffix)]))
+        return self._chat.render("".join([_filled(config.prefix, known), *lines, _filled(config.suffix, known)]))
 
     def _ids(self, text: str) -> list[int]:
         return self._chat.ids(text)
@@ -232,6 +227,11 @@ class Chat:
     def _spans(self, text: str) -> list[tuple[int, int]]:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return encoded["offset_mapping"]
+
+
+def _filled(wording: str, values: dict[str, str]) -> str:
+    """Each `{name}` of the wording replaced, once: what texts from outside hold in braces stays as it is."""
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), wording)
 
 
 def neutralized(text: str) -> str:

@@ -3,8 +3,9 @@
 A layer of BERT and one of OPT with the norm behind the block (opt-350m's kind) are the same but for the mask, so the
 encoder's weights become a decoder's as they stand: attention, feed-forward and norms exactly, and a head that writes
 with the encoder's own word embeddings. Notable: BERT normalises the sum of word and position embeddings and OPT does
-not, so each table is scaled by itself to what it contributes on average; positions beyond the encoder's repeat. What
-comes out has never seen a causal mask: it is a start for training, not a language model.
+not, so each table is scaled by itself to what it contributes on average; positions beyond the encoder's repeat. Two
+layers more come on top, since comparing passages takes layers behind the one that knows what each is worth. What comes
+out has never seen a causal mask: it is a start for training, not a language model.
 
     causal_from_encoder("minilm", Path("small"))           # then: AutoModelForCausalLM.from_pretrained("small")
 """
@@ -21,11 +22,17 @@ from raydr.errors import ConfigError
 KIND = "model"
 MODEL = "model"
 MAX_POSITIONS = 2048
+EXTRA_LAYERS = 2
+_OWN_SCORE = 12.0
 
 
 def small_causal_lm(model: str, out: Path) -> Path:
     """The folder of the language model made of `model`, in the artifact `out` (kind "model"); a finished one stays."""
-    settings = {"encoder": open_checkpoint(model).fingerprint(), "max_positions": MAX_POSITIONS}
+    settings = {
+        "encoder": open_checkpoint(model).fingerprint(),
+        "max_positions": MAX_POSITIONS,
+        "extra_layers": EXTRA_LAYERS,
+    }
     if not is_finished(out, fingerprint(KIND, settings, {})):
         with write_artifact(out, kind=KIND, config=settings) as writer:
             folder = writer.path / MODEL
@@ -34,8 +41,13 @@ def small_causal_lm(model: str, out: Path) -> Path:
     return open_artifact(out, kind=KIND).path / MODEL
 
 
-def causal_from_encoder(model: str, folder: Path, *, max_positions: int = MAX_POSITIONS) -> None:
+def causal_from_encoder(
+    model: str, folder: Path, *, max_positions: int = MAX_POSITIONS, extra_layers: int = EXTRA_LAYERS
+) -> None:
     """Writes the checkpoint and its tokenizer into `folder`, which exists and is empty.
+
+    `extra_layers` come on top, and let through what they are given until training changes them: an encoder knows what
+    a passage is worth in its last layer, and comparing passages takes layers behind it.
 
     Raises `ConfigError` for an encoder that is not a BERT with absolute positions.
     """
@@ -54,7 +66,7 @@ def causal_from_encoder(model: str, folder: Path, *, max_positions: int = MAX_PO
             hidden_size=bert.hidden_size,
             word_embed_proj_dim=bert.hidden_size,
             ffn_dim=bert.intermediate_size,
-            num_hidden_layers=bert.num_hidden_layers,
+            num_hidden_layers=bert.num_hidden_layers + extra_layers,
             num_attention_heads=bert.num_attention_heads,
             max_position_embeddings=max_positions,
             activation_function="gelu",
@@ -75,7 +87,7 @@ def causal_from_encoder(model: str, folder: Path, *, max_positions: int = MAX_PO
         rows = torch.where(rows <= last, rows, 1 + (rows - 1) % last)  # position 0 is [CLS]'s and comes once
         body.embed_positions.weight[body.embed_positions.offset :].copy_(positions[rows])
         decoder.lm_head.weight.copy_(encoder.embeddings.word_embeddings.weight)
-    for own, theirs in zip(body.layers, encoder.encoder.layer, strict=True):
+    for own, theirs in zip(body.layers, encoder.encoder.layer, strict=False):
         attention = theirs.attention
         for part, source in {
             own.self_attn.q_proj: attention.self.query,
@@ -88,10 +100,31 @@ def causal_from_encoder(model: str, folder: Path, *, max_positions: int = MAX_PO
             own.final_layer_norm: theirs.output.LayerNorm,
         }.items():
             part.load_state_dict(source.state_dict())
+    for layer in body.layers[bert.num_hidden_layers :]:
+        _match(layer, encoder.encoder.layer[-1].output.LayerNorm)
     decoder.save_pretrained(folder, safe_serialization=True)
     tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     tokenizer.model_max_length = max_positions
     tokenizer.save_pretrained(folder)
+
+
+def _match(layer: Any, norm: Any) -> None:
+    """Makes a layer look from each token at those like it, and add nothing yet to what leaves `norm`."""
+    import torch
+
+    attention = layer.self_attn
+    with torch.no_grad():
+        for part in (attention.out_proj, layer.fc2):
+            part.weight.zero_()
+            part.bias.zero_()
+        spread = (norm.weight.pow(2).mean() + norm.bias.var()).sqrt()
+        for own in (layer.self_attn_layer_norm, layer.final_layer_norm):
+            own.weight.fill_(spread)
+        # A token's score with itself: what softmax makes of 12 and of a fraction of it is a choice, not an average.
+        scale = (_OWN_SCORE / attention.head_dim**0.5) ** 0.5 / spread
+        for part in (attention.q_proj, attention.k_proj):
+            part.weight.copy_(scale * torch.eye(len(part.weight)))
+            part.bias.zero_()
 
 
 def _embeddings(bert: Any) -> tuple[Any, Any]:

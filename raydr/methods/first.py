@@ -42,6 +42,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from raydr.config import Component, validate
+from raydr.data.example_files import FILE_SOURCE
+from raydr.data.spans import span_examples
 from raydr.errors import ConfigError
 from raydr.llm.engine import load_llm_tokenizer
 from raydr.llm.listwise import ListwiseConfig, ListwiseReranker, RankedWindow
@@ -52,6 +54,7 @@ from raydr.methods.base import RankerMethod
 from raydr.stages.score import open_scores
 from raydr.train.objective import LossOutput, TrainBatch
 from raydr.train.sampling import BatchSampler, Group
+from raydr.train.trainer import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,14 +119,14 @@ class FirstObjective:
         return LossOutput(loss, {name: value.detach() for name, value in metrics.items()})
 
     def _answers(self, ranks: Tensor) -> Tensor:
-        orders = ranks.argsort(dim=1).tolist()
+        orders = ranks.argsort(dim=1, stable=True).tolist()
         rows = [[self._prompt.bracket, *self._prompt.answer(order), self._end] for order in orders]
         return torch.tensor(rows, device=ranks.device)
 
 
 def to_ranks(teacher_scores: Tensor) -> Tensor:
-    """Ranks from 1, each once; equal scores in the order they stand in."""
-    return (-teacher_scores).argsort(dim=1, stable=True).argsort(dim=1) + 1
+    """Ranks from 1; equal scores share one, so that they make no pair."""
+    return (teacher_scores[:, None, :] > teacher_scores[:, :, None]).sum(dim=2) + 1
 
 
 def without_last(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -139,8 +142,9 @@ class WindowBatches:
     """Windows of a query's candidates in random order, with the teacher's scores; all windows of a batch of one size.
 
     Each batch is of `window_size` passages or, with probability `short_share`, of a smaller random size, so that short
-    lists are learned as well. The teacher is a ranker (`scores`, an artifact of `raydr.stages.score`); without one,
-    what is judged relevant comes first, then the mined candidates, hardest first.
+    lists are learned as well. The teacher is a ranker (`scores`, an artifact of `raydr.stages.score`); without one, the
+    scores that a file of examples gave, or else the judgements: what is relevant before what was mined, and no order
+    among the mined, whose own scores are the retriever's.
     """
 
     def __init__(
@@ -164,9 +168,7 @@ class WindowBatches:
                     f"query {examples.query(row).query_id!r} has {len(rows)} candidate; FIRST learns an order of at "
                     "least two: mine negatives (`raydr mine`)"
                 )
-            self._candidates.append(
-                (rows, given[row] if given is not None else -np.arange(len(rows), dtype=np.float32))
-            )
+            self._candidates.append((rows, given[row] if given is not None else _own_scores(examples, row)))
 
     def __iter__(self) -> Iterator[list[Group]]:
         rng = np.random.default_rng(self._seed)
@@ -185,6 +187,16 @@ class WindowBatches:
         rows, scores = self._candidates[row]
         chosen = rng.permutation(len(rows))[:size]
         return Group(row, tuple(int(r) for r in rows[chosen]), tuple(float(s) for s in scores[chosen]))
+
+
+def _own_scores(examples: ExampleSet, row: int) -> np.ndarray:
+    """Scores of an example's positives and negatives, in this order, where no ranker was asked."""
+    scores = np.concatenate([examples.positive_scores(row), examples.negative_scores(row)])
+    num_positives, num_negatives = len(examples.positives(row)), len(examples.negatives(row))
+    is_from_file = set(examples.negative_sources(row)) == {FILE_SOURCE}
+    if is_from_file and len(scores) == num_positives + num_negatives:
+        return scores
+    return np.repeat(np.float32([1, 0]), [num_positives, num_negatives])
 
 
 @dataclass(frozen=True)
@@ -226,6 +238,12 @@ class First(RankerMethod):
         start: Literal["causal", "encoder"] = "causal"
         """What `engine.model` is when training starts: `causal`, a language model; `encoder`, a small BERT such as
         `minilm`, out of which a small language model is made first (raydr/llm/small.py)."""
+        span_steps: int = Field(default=0, ge=0)
+        """Steps of a first training in which spans of the corpus look for the chunks they were cut from
+        (raydr/data/spans.py): a language model made out of an encoder learns there to tell the passages of a window
+        apart, on which it makes no headway with questions. 0: none."""
+        span_batch_size: int = Field(default=32, ge=1)
+        """Windows in a batch of it; they are short."""
         retriever: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
         """Whose hits it learns to reorder, and reorders."""
         objective: Literal["combined", "generation", "ranking"] = "combined"
@@ -242,16 +260,36 @@ class First(RankerMethod):
         """Longest prompt and answer in training; passages are cut to fit."""
         teacher_scores: Path | None = None
         """A ranker's scores of the training examples (an artifact of `raydr.stages.score`), whose order is learned;
-        null: what is judged relevant first, then the mined candidates, hardest first."""
+        null: the scores or orders of a file of examples, or else what is judged relevant before what was mined."""
 
     config: Config
     is_measured_on_dev = False
 
     def fit(self, steps: Steps) -> Component:
-        if self.config.start == "causal":
-            return super().fit(steps)
-        made = small_causal_lm(self.config.engine.model, steps.config.out / "start")
-        return First(validate(First.Config, self.trained(str(made.resolve())).args, where="method.args")).fit(steps)
+        """Made out of an encoder and trained on spans where the config says so, then trained on the examples."""
+        method, out = self, steps.config.out
+        if self.config.start == "encoder":
+            method = method._from(small_causal_lm(self.config.engine.model, out / "start"))
+        if self.config.span_steps:
+            train = steps.train_config
+            settings = {"max_steps": self.config.span_steps, "batch_size": self.config.span_batch_size}
+            config = train.model_copy(update={**settings, "evaluate_every": 0, "patience": 0})
+            spans = span_examples(
+                steps.corpus,
+                out / "spans",
+                num_examples=self.config.span_steps * self.config.span_batch_size,
+                num_negatives=self.config.window_size - 1,
+                seed=train.seed,
+            )
+            unguided = method._with({"teacher_scores": None})  # which are scores of the real examples
+            model = steps.train(unguided, config, spans, "span-training")
+            method = method._from(model.path / MODEL)
+        return super(First, method).fit(steps)
+
+    def _from(self, model: Path) -> First:
+        """This method over the checkpoint `model`, not trained on spans again."""
+        args = {**self.trained(str(model.resolve())).args, "span_steps": 0}
+        return First(validate(First.Config, args, where="method.args"))
 
     def trained(self, model: str) -> Component:
         engine = self.config.engine.model_dump(mode="json", exclude_unset=True)

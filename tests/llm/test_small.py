@@ -22,7 +22,9 @@ def made(tmp_path_factory):
 
 
 def test_its_layers_are_the_encoders(made):
-    """Without the causal mask, what enters BERT's first layer leaves the decoder's last as it leaves BERT's."""
+    """Without the causal mask, what enters BERT's first layer leaves the decoder's sixth as it leaves BERT's sixth; the
+    layers on top let it through.
+    """
     encoder = AutoModel.from_pretrained(locate("minilm")).eval()
     decoder = AutoModelForCausalLM.from_pretrained(made).eval().model.decoder
     ids = torch.randint(1000, 30000, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -30,10 +32,13 @@ def test_its_layers_are_the_encoders(made):
         expected = encoder(ids, output_hidden_states=True).hidden_states
         hidden = expected[0]
         everywhere = torch.zeros(2, 1, 40, 40)
-        for layer in decoder.layers:
+        for number, layer in enumerate(decoder.layers, start=1):
             output = layer(hidden, attention_mask=everywhere)
             hidden = output[0] if isinstance(output, tuple) else output
-    torch.testing.assert_close(hidden, expected[-1], atol=2e-3, rtol=0)  # OPT's norms have another epsilon
+            if number == 6:  # OPT's norms have another epsilon
+                torch.testing.assert_close(hidden, expected[-1], atol=2e-3, rtol=0)
+    assert number == 8
+    assert torch.nn.functional.cosine_similarity(hidden, expected[-1], dim=-1).min() > 0.99
 
 
 def test_its_embeddings_are_near_to_the_encoders(made):

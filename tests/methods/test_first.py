@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from raydr.artifacts import write_artifact
+from raydr.config import load
+from raydr.data.example_files import FILE_SOURCE, examples_from_file
 from raydr.data.examples import KIND, Example, ExampleSet, write_examples
 from raydr.errors import ConfigError
 from raydr.llm.listwise import ListwiseConfig
@@ -23,6 +27,8 @@ from raydr.train.metrics import read_metrics
 from raydr.train.objective import Labels, TrainBatch
 from raydr.train.trainer import train_model
 from raydr.types import Hit, Passage, Query
+from raydr.verbs.config import RunConfig
+from raydr.verbs.train import train
 
 SCORES = [0.2, 1.5, -0.3, 0.9]
 
@@ -75,8 +81,12 @@ def test_mistakes_at_the_top_cost_more():
     assert swapped(0, 1) > swapped(18, 19)
 
 
-def test_ranks_of_equal_scores_are_distinct():
-    assert to_ranks(torch.tensor([[0.5, 2.0, 0.5, 1.0]])).tolist() == [[3, 1, 4, 2]]
+def test_equal_scores_share_a_rank_and_make_no_pair():
+    ranks = to_ranks(torch.tensor([[0.5, 2.0, 0.5, 1.0]]))
+    assert ranks.tolist() == [[3, 1, 3, 2]]
+    scores = torch.tensor([[0.3, 1.0, -4.0, 2.0]])
+    swapped = torch.tensor([[-4.0, 1.0, 0.3, 2.0]])
+    assert ranknet(scores, ranks) == ranknet(swapped, ranks)
 
 
 def config(folder, *, engine=None, **settings):
@@ -197,6 +207,7 @@ def matches():
             [f"{q}-{n}" for n in (1, 2, 3)],
             negative_scores=[3.0, 2.0, 1.0],
             positive_scores=[4.0],
+            negative_sources=[FILE_SOURCE] * 3,
         )
         for q in range(8)
     ]
@@ -272,6 +283,44 @@ def test_training_on_ray_leaves_what_vllm_opens(causal_lm, tmp_path, ray_cluster
         np.testing.assert_allclose([hit.score for hit in by_vllm], [hit.score for hit in by_transformers], atol=1e-3)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_starts_from_an_encoder_and_from_spans(tmp_path, ray_cluster):
+    """Every step of `first_small.yaml`, with one step each where it has hundreds."""
+    words = ["river", "stone", "winter", "music", "engine", "garden", "letter", "silver", "planet", "bridge"]
+    rng = np.random.default_rng(0)
+    rows = [{"_id": f"p{n}", "title": "", "text": " ".join(rng.choice(words, size=20))} for n in range(12)]
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    queries = [{"_id": f"q{n}", "text": words[n]} for n in range(4)]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    judged = "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\tp{n}\t1\n" for n in range(4))
+    (tmp_path / "qrels/train.tsv").write_text(judged)
+    run = load(
+        RunConfig,
+        Path(__file__).parents[2] / "jobs/configs/first_small.yaml",
+        [
+            *(f"data.path={tmp_path}", f"out={tmp_path / 'out'}", "data.split=train", "runtime=local"),
+            *("method.args.span_steps=1", "method.args.span_batch_size=4", "mine.num_negatives=6", "mine.last_rank=12"),
+            *("train.max_steps=1", "train.batch_size=4", "train.worker_cpus=1"),
+        ],
+    )
+    method = train(run).manifest.details["method"]
+    made = {path.parent.name for path in (tmp_path / "out").glob("*/manifest.json")}
+    assert {"start", "spans", "span-training", "examples", "train"} <= made
+    assert method["args"]["start"] == "causal"
+    assert method["args"]["span_steps"] == 0
+    assert method["args"]["engine"]["model"] == str((tmp_path / "out/train/model").resolve())
+    steps = ("start", "span-training", "train")
+    start, spans, end = (
+        load_file(tmp_path / f"out/{step}/model/model.safetensors")["model.decoder.layers.7.fc2.weight"]
+        for step in steps
+    )
+    assert not start.any()  # what is made adds nothing; every training changes it
+    assert spans.any() and not torch.equal(spans, end)
+
+
 def written(folder, examples, passages):
     with write_artifact(folder, kind=KIND, config={}) as writer:
         write_examples(writer.path, examples, passages)
@@ -294,10 +343,25 @@ def test_windows_of_a_batch_have_one_size_and_shuffled_passages(tmp_path):
     assert len({group.passages for batch in batches for group in batch if len(group.passages) == 7}) > 5
     for batch in batches:
         for group in batch:
-            order = np.argsort([-score for score in group.teacher_scores])
-            ids = [examples.passages(group.passages)[place].passage_id for place in order]
-            assert ids == sorted(ids, key=["p", *names].index)  # relevant, then as mined
+            ids = [passage.passage_id for passage in examples.passages(group.passages)]
+            assert list(group.teacher_scores) == [
+                float(id_ == "p") for id_ in ids
+            ]  # the miner's scores are no teacher's
     assert [b for b, _ in zip(sampler, range(5))] == batches[:5]
+
+
+def test_the_orders_of_a_file_are_learned(tmp_path):
+    docs = [{"_id": name, "text": f"text of {name}"} for name in "abcde"]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    orders = [{"query_id": "q", "query": "x", "docs": list(order)} for order in ("dbace", "eabcd")]
+    (tmp_path / "orders.jsonl").write_text("".join(json.dumps(order) + "\n" for order in orders))
+    corpus = str(tmp_path / "corpus.jsonl")
+    examples = examples_from_file(str(tmp_path / "orders.jsonl"), tmp_path / "out", corpus=corpus, trust_order=True)
+    sampler = WindowBatches(examples, batch_size=2, window_size=5, short_share=0.0, seed=1)
+    for group in next(iter(sampler)):
+        ids = [passage.passage_id for passage in examples.passages(group.passages)]
+        ranked = [ids[place] for place in np.argsort([-score for score in group.teacher_scores])]
+        assert "".join(ranked) == ("dbace", "eabcd")[group.query]
 
 
 def test_a_query_without_a_second_candidate_is_named(tmp_path):

@@ -10,7 +10,9 @@ import pytest
 from raydr.cli import main
 from raydr.config import load
 from raydr.data.examples import ExampleSet
+from raydr.data.ingest import ingest
 from raydr.errors import ArtifactError, ConfigError, DataError
+from raydr.steps import Steps
 from raydr.verbs.config import RunConfig
 from raydr.verbs.embed import embed
 from raydr.verbs.index import index
@@ -79,6 +81,18 @@ def test_a_file_of_examples_needs_no_index(tmp_path):
     run = config(tmp_path, tmp_path / "out", f"mine.source_file={tmp_path / 'train.jsonl'}")
     examples = ExampleSet(mine(run))
     assert (len(examples), examples.num_passages) == (1, 2)
+
+
+def test_a_training_on_a_file_makes_no_index(source, tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"query": "pet", "pos": ["The cat purrs."], "neg": ["Sun."]}))
+    run = config(source, tmp_path / "out", f"mine.source_file={tmp_path / 'train.jsonl'}")
+    steps = Steps(run, ingest(run.data, run.out / "corpus"), use_ray=False)
+    examples, dev = steps.examples(run.method)
+    assert (len(examples), dev) == (1, None)
+    assert {path.name for path in run.out.iterdir()} == {"corpus", "examples"}
+    run = config(source, tmp_path / "out", f"mine.source_file={tmp_path / 'train.jsonl'}", "mine.dev_split=train")
+    examples, dev = Steps(run, steps.corpus, use_ray=False).examples(run.method)
+    assert (len(examples), len(dev)) == (1, 2)  # dev examples are mined, so there is an index
 
 
 def test_what_is_missing_is_named(source, tmp_path):
