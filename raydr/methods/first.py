@@ -196,7 +196,7 @@ def _own_scores(examples: ExampleSet, row: int) -> np.ndarray:
     is_from_file = set(examples.negative_sources(row)) == {FILE_SOURCE}
     if is_from_file and len(scores) == num_positives + num_negatives:
         return scores
-    return np.repeat(np.float32([1, 0]), [num_positives, num_negatives])
+    return np.repeat(np.array([1, 0], dtype=np.float32), [num_positives, num_negatives])
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,8 @@ class First(RankerMethod):
 
     def fit(self, steps: Steps) -> Component:
         """Made out of an encoder and trained on spans where the config says so, then trained on the examples."""
-        method, out = self, steps.config.out
+        method: First = self
+        out = steps.config.out
         if self.config.start == "encoder":
             method = method._from(small_causal_lm(self.config.engine.model, out / "start"))
         if self.config.span_steps:
@@ -284,7 +285,7 @@ class First(RankerMethod):
             unguided = method._with({"teacher_scores": None})  # which are scores of the real examples
             model = steps.train(unguided, config, spans, "span-training")
             method = method._from(model.path / MODEL)
-        return super(First, method).fit(steps)
+        return RankerMethod.fit(method, steps)
 
     def _from(self, model: Path) -> First:
         """This method over the checkpoint `model`, not trained on spans again."""

@@ -103,23 +103,10 @@ def test_as_a_submitted_job(settings, tmp_path, ray_cluster):
     assert embedded != open_artifact(tmp_path / "out/base/embed").manifest.details["encoder_version"]
 
 
-def test_a_command_that_was_killed_goes_on_when_it_is_given_again(settings, tmp_path):
-    """The curve is that of a run that nobody disturbed."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    settings = [*settings, "train.max_steps=10"]
-    finished([*settings, f"out={whole}"], tmp_path / "whole.log")
-    metrics, log = killed / "train/metrics.jsonl", tmp_path / "killed.log"
-    assert 5 <= killed_at(5, metrics, [*settings, f"out={killed}"], log) < 10
-    finished([*settings, f"out={killed}"], log)
-    again, once = (
-        {record["step"]: record["loss"] for record in read_metrics(file) if "loss" in record}
-        for file in (metrics, whole / "train/metrics.jsonl")
-    )
-    assert again == pytest.approx(once, abs=1e-6)
-
-
 def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray_cluster):
-    """Two rounds, once as a submitted job, once killed inside the second and given again: the same two models."""
+    """Two rounds, once as a submitted job, once killed inside the second and given again: the same two models, by the
+    curve of a ranker that nobody disturbed.
+    """
     for split in ("train", "dev"):
         (tiny_beir / f"qrels/{split}.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
     model = tiny_checkpoint(tmp_path / "model")
@@ -161,6 +148,15 @@ def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray
         ours.verify()  # no later step touched a player that stood still
         weights = "model/model.safetensors"
         assert ours.manifest.files[weights] == theirs.manifest.files[weights], name
+    curves = (
+        {
+            record["step"]: record["loss"]
+            for record in read_metrics(out / "round-02/ranker/metrics.jsonl")
+            if "loss" in record
+        }
+        for out in (killed, whole)
+    )
+    assert next(curves) == pytest.approx(next(curves), abs=1e-6)
     figures = [
         [json.loads((out / f"{name}/evaluate/metrics.json").read_text()) for name in ("base", "round-01", "round-02")]
         for out in (killed, whole)
