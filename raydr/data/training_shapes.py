@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from raydr.data import training_readers as readers
 from raydr.data import training_writers as writers
 from raydr.data.config import Columns
-from raydr.data.fields import Fields, passage_names, query_names
+from raydr.data.fields import Fields, Names, passage_names, query_names
 from raydr.data.files import Folder
 from raydr.data.problems import BadFieldError, Problems
 from raydr.data.records import JsonLines, Record
 from raydr.data.training_example import TrainingExample, TrainingPassage
 from raydr.errors import DataError
+
+T = TypeVar("T")
 
 _ANCHORS = {"anchor", "query", "question", "sentence", "sentence1", "premise", "text1"}
 
@@ -154,30 +157,35 @@ def _no_queries(query_id: str) -> str | None:
 
 def _corpus_lookup(corpus: str, problems: Problems) -> Callable[[str], TrainingPassage | None]:
     """Passages by id from a JSONL corpus: docid (or _id), title, text (or document_text)."""
-    table = _json_lines(corpus)
-    fields = Fields(table, passage_names(Columns()))
-    passages: dict[str, TrainingPassage] = {}
-    for line, record in table.read(problems, lambda _: None):
-        fields.locate(record)
-        try:
-            passage_id = fields.identifier(record, "passage_id")
-            passages[passage_id] = TrainingPassage(
-                fields.string(record, "text"), fields.string(record, "title"), passage_id
-            )
-        except BadFieldError as error:
-            problems.add(table.name, line, error.field, error.reason, record, error.detail)
-    return passages.get
+
+    def read(fields: Fields, record: Record) -> tuple[str, TrainingPassage]:
+        id_ = fields.identifier(record, "passage_id")
+        return id_, TrainingPassage(fields.string(record, "text"), fields.string(record, "title"), id_)
+
+    return _by_id(corpus, passage_names(Columns()), read, problems).get
 
 
 def _query_lookup(path: str, problems: Problems) -> Callable[[str], str | None]:
     """Texts of queries by id from a JSONL file: _id (or query_id), text."""
+
+    def read(fields: Fields, record: Record) -> tuple[str, str]:
+        return fields.identifier(record, "query_id"), fields.string(record, "query_text")
+
+    return _by_id(path, query_names(Columns()), read, problems).get
+
+
+def _by_id(
+    path: str, names: Names, read: Callable[[Fields, Record], tuple[str, T]], problems: Problems
+) -> dict[str, T]:
+    """What `read` makes of each line of a JSONL file, by its id; what cannot be read goes to `problems`."""
     table = _json_lines(path)
-    fields = Fields(table, query_names(Columns()))
-    queries: dict[str, str] = {}
+    fields = Fields(table, names)
+    found: dict[str, T] = {}
     for line, record in table.read(problems, lambda _: None):
         fields.locate(record)
         try:
-            queries[fields.identifier(record, "query_id")] = fields.string(record, "query_text")
+            id_, value = read(fields, record)
+            found[id_] = value
         except BadFieldError as error:
             problems.add(table.name, line, error.field, error.reason, record, error.detail)
-    return queries.get
+    return found
