@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from raydr.config import Component
 from raydr.errors import ConfigError
-from raydr.protocols import Encoder
+from raydr.protocols import Encoder, Reranker
 
 BuildEncoder: TypeAlias = Callable[[], Encoder]
 
@@ -34,3 +34,11 @@ def build_ranker(component: Component) -> Any:
     """What a config names to rank with: a reranker, or that of a method, which knows how its trained ranker is used."""
     named: Any = component.build()
     return named.build_reranker() if hasattr(named, "build_reranker") else named
+
+
+def build_reranker(component: Component, *, where: str) -> Any:
+    """`build_ranker` of what has to be a `Reranker`. Raises `ConfigError` naming the setting `where` it stands."""
+    built = build_ranker(component)
+    if not isinstance(built, Reranker):
+        raise ConfigError(f"{where}: {component.import_path} has no reranker")
+    return built

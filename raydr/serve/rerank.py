@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from raydr.config import Component
-from raydr.encoders.factory import build_ranker
-from raydr.errors import ConfigError
+from raydr.encoders.factory import build_reranker
 from raydr.llm.engine import EngineError
-from raydr.protocols import Reranker as RerankerProtocol
 from raydr.serve.errors import ApiError
 from raydr.types import Hit, Passage, Query
 
@@ -28,9 +26,7 @@ class Reranker:
     """One replica."""
 
     def __init__(self, component: Component) -> None:
-        reranker = build_ranker(component)
-        if not isinstance(reranker, RerankerProtocol):
-            raise ConfigError(f"reranker {component.import_path}: {type(reranker).__name__} has no method rerank")
+        reranker = build_reranker(component, where="rerankers")
         self._reranker: Any = reranker
         self._is_async = hasattr(reranker, "rerank_async")
         self._turn = asyncio.Lock()

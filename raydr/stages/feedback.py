@@ -15,10 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from raydr.config import Component
-from raydr.encoders.factory import build_ranker
-from raydr.errors import ConfigError
-from raydr.protocols import Reranker
+from raydr.encoders.factory import build_reranker
 from raydr.stages.config import FeedbackConfig, FeedbackSteps
 from raydr.types import Hit, Passage, Query
 
@@ -29,7 +26,7 @@ class Teachers:
     def __init__(self, config: FeedbackConfig) -> None:
         self._config = config
         self._scores, self._order = (
-            _build(component, field) if component is not None else None
+            build_reranker(component, where=f"search.feedback.{field}") if component is not None else None
             for field, component in (("scores", config.scores), ("order", config.order))
         )
 
@@ -128,10 +125,3 @@ def by_place(hits: Sequence[Hit], ranked: Sequence[Hit]) -> list[tuple[int, floa
     """(place in `hits`, score), in the order of `ranked`."""
     places = {hit.passage_id: place for place, hit in enumerate(hits)}
     return [(places[hit.passage_id], hit.score) for hit in ranked]
-
-
-def _build(component: Component, field: str) -> Reranker:
-    reranker = build_ranker(component)
-    if not isinstance(reranker, Reranker):
-        raise ConfigError(f"search.feedback.{field}: {component.import_path} has no reranker")
-    return reranker

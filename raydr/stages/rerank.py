@@ -27,11 +27,10 @@ import pyarrow as pa
 
 from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
-from raydr.encoders.factory import build_ranker
+from raydr.encoders.factory import build_reranker
 from raydr.errors import ConfigError, DataError
 from raydr.index.reader import IndexReader
 from raydr.progress import Progress
-from raydr.protocols import Reranker
 from raydr.stages.config import RerankConfig
 from raydr.stages.pool import over_pool
 from raydr.stages.search import KIND, HitsTable, reranked
@@ -123,10 +122,8 @@ class _Reranker:
     """Reorders blocks of lists; built where it runs."""
 
     def __init__(self, component: Component, index_path: Path) -> None:
-        built = build_ranker(component)
-        if not isinstance(built, Reranker):
-            raise ConfigError(f"{component.import_path}: {type(built).__name__} is no reranker")
-        self._reranker, self._reader = built, IndexReader.open(index_path)
+        self._reranker = build_reranker(component, where="rerank.reranker")
+        self._reader = IndexReader.open(index_path)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = block.to_pylist()
