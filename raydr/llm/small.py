@@ -4,8 +4,8 @@ A layer of BERT and one of OPT with the norm behind the block (opt-350m's kind) 
 encoder's weights become a decoder's as they stand: attention, feed-forward and norms exactly, and a head that writes
 with the encoder's own word embeddings. Notable: BERT normalises the sum of word and position embeddings and OPT does
 not, so each table is scaled by itself to what it contributes on average; positions beyond the encoder's repeat. Two
-layers more come on top, since comparing passages takes layers behind the one that knows what each is worth. What comes
-out has never seen a causal mask: it is a start for training, not a language model.
+layers more come on top, meant for comparing passages: each token looks there at those like it. What comes out has never
+seen a causal mask: it is a start for training, not a language model.
 
     causal_from_encoder("minilm", Path("small"))           # then: AutoModelForCausalLM.from_pretrained("small")
 """
@@ -46,8 +46,7 @@ def causal_from_encoder(
 ) -> None:
     """Writes the checkpoint and its tokenizer into `folder`, which exists and is empty.
 
-    `extra_layers` come on top, and let through what they are given until training changes them: an encoder knows what
-    a passage is worth in its last layer, and comparing passages takes layers behind it.
+    `extra_layers` come on top, and let through what they are given until training changes them.
 
     Raises `ConfigError` for an encoder that is not a BERT with absolute positions.
     """

@@ -240,8 +240,7 @@ class First(RankerMethod):
         `minilm`, out of which a small language model is made first (raydr/llm/small.py)."""
         span_steps: int = Field(default=0, ge=0)
         """Steps of a first training in which spans of the corpus look for the chunks they were cut from
-        (raydr/data/spans.py): a language model made out of an encoder learns there to tell the passages of a window
-        apart, on which it makes no headway with questions. 0: none."""
+        (raydr/data/spans.py), meant for a language model that was made out of an encoder. 0: none."""
         span_batch_size: int = Field(default=32, ge=1)
         """Windows in a batch of it; they are short."""
         retriever: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
