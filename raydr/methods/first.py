@@ -33,7 +33,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -139,10 +139,12 @@ def without_last(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Non
 
 
 class WindowBatches:
-    """Windows of a query's candidates in random order, with the teacher's scores; all windows of a batch of one size.
+    """Windows of a query's candidates with the teacher's scores; all windows of a batch of one size.
 
     Each batch is of `window_size` passages or, with probability `short_share`, of a smaller random size, so that short
-    lists are learned as well. The teacher is a ranker (`scores`, an artifact of `raydr.stages.score`); without one, the
+    lists are learned as well. One of a window's passages is a positive: without, judgements alone say nothing of it.
+    With probability `shuffled_share` they stand in random order, else as the retriever ranked them, where the miner
+    left its scores. The teacher is a ranker (`scores`, an artifact of `raydr.stages.score`); without one, the
     scores that a file of examples gave, or else the judgements: what is relevant before what was mined, and no order
     among the mined, whose own scores are the retriever's.
     """
@@ -154,13 +156,14 @@ class WindowBatches:
         batch_size: int,
         window_size: int,
         short_share: float,
+        shuffled_share: float,
         seed: int,
         scores: Path | None = None,
     ) -> None:
         self._batch_size, self._window_size, self._short_share = batch_size, window_size, short_share
-        self._seed = seed
+        self._shuffled_share, self._seed = shuffled_share, seed
         given = open_scores(scores, examples) if scores is not None else None
-        self._candidates: list[tuple[np.ndarray, np.ndarray]] = []
+        self._candidates: list[_Candidates] = []
         for row in range(len(examples)):
             rows = np.concatenate([examples.positives(row), examples.negatives(row)])
             if len(rows) < 2:
@@ -168,7 +171,9 @@ class WindowBatches:
                     f"query {examples.query(row).query_id!r} has {len(rows)} candidate; FIRST learns an order of at "
                     "least two: mine negatives (`raydr mine`)"
                 )
-            self._candidates.append((rows, given[row] if given is not None else _own_scores(examples, row)))
+            teacher, miner = _teacher_and_miner(examples, row)
+            teacher = given[row] if given is not None else teacher
+            self._candidates.append(_Candidates(rows, len(examples.positives(row)), teacher, miner))
 
     def __iter__(self) -> Iterator[list[Group]]:
         rng = np.random.default_rng(self._seed)
@@ -180,23 +185,40 @@ class WindowBatches:
             size = self._window_size
             if rng.random() < self._short_share:
                 size = int(rng.integers(2, self._window_size + 1))
-            size = min(size, *(len(self._candidates[row][0]) for row in batch))
+            size = min(size, *(len(self._candidates[row].rows) for row in batch))
             yield [self._window(row, size, rng) for row in batch]
 
     def _window(self, row: int, size: int, rng: np.random.Generator) -> Group:
-        rows, scores = self._candidates[row]
-        chosen = rng.permutation(len(rows))[:size]
-        return Group(row, tuple(int(r) for r in rows[chosen]), tuple(float(s) for s in scores[chosen]))
+        candidates = self._candidates[row]
+        positive = rng.integers(candidates.num_positives)
+        others = np.delete(np.arange(len(candidates.rows)), positive)
+        chosen = rng.permutation([positive, *rng.permutation(others)[: size - 1]])
+        if candidates.miner_scores is not None and rng.random() >= self._shuffled_share:
+            chosen = chosen[np.argsort(-candidates.miner_scores[chosen], kind="stable")]
+        scores = candidates.teacher_scores[chosen]
+        return Group(row, tuple(int(r) for r in candidates.rows[chosen]), tuple(float(s) for s in scores))
 
 
-def _own_scores(examples: ExampleSet, row: int) -> np.ndarray:
-    """Scores of an example's positives and negatives, in this order, where no ranker was asked."""
-    scores = np.concatenate([examples.positive_scores(row), examples.negative_scores(row)])
+class _Candidates(NamedTuple):
+    """What a query's windows are drawn from: rows of passages, positives first."""
+
+    rows: np.ndarray
+    num_positives: int
+    teacher_scores: np.ndarray
+    miner_scores: np.ndarray | None
+
+
+def _teacher_and_miner(examples: ExampleSet, row: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores of an example's positives and negatives, in this order, where no ranker was asked: those to learn, and
+    the retriever's, where the miner left them.
+    """
     num_positives, num_negatives = len(examples.positives(row)), len(examples.negatives(row))
+    judged = np.repeat(np.array([1, 0], dtype=np.float32), [num_positives, num_negatives])
+    scores = np.concatenate([examples.positive_scores(row), examples.negative_scores(row)])
+    if len(scores) != num_positives + num_negatives:
+        return judged, None
     is_from_file = set(examples.negative_sources(row)) == {FILE_SOURCE}
-    if is_from_file and len(scores) == num_positives + num_negatives:
-        return scores
-    return np.repeat(np.array([1, 0], dtype=np.float32), [num_positives, num_negatives])
+    return (scores, None) if is_from_file else (judged, scores)
 
 
 @dataclass(frozen=True)
@@ -255,6 +277,9 @@ class First(RankerMethod):
         """Noise on embeddings in training; 0: none."""
         short_share: float = Field(default=0.5, ge=0, le=1)
         """Share of batches with fewer than `window_size` passages."""
+        shuffled_share: float = Field(default=0.5, ge=0, le=1)
+        """Share of windows whose passages stand in random order; in the others they stand as the retriever ranked
+        them, as they do where hits are reranked (RankZephyr's lists come both ways)."""
         max_prompt_tokens: int = Field(default=4096, ge=32)
         """Longest prompt and answer in training; passages are cut to fit."""
         teacher_scores: Path | None = None
@@ -333,6 +358,7 @@ class First(RankerMethod):
             batch_size=batch_size,
             window_size=self.config.window_size,
             short_share=self.config.short_share,
+            shuffled_share=self.config.shuffled_share,
             seed=seed,
             scores=self.config.teacher_scores,
         )

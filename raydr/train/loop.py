@@ -179,8 +179,8 @@ class _Training:
         if not math.isfinite(means["loss"]):  # the mean over workers, so that all of them see it and stop together
             self._stop_at_nan(done)
         means["learning_rate"] = self.config.learning_rate_at(self.step)
-        means["gradient_norm"] = self.engine.step(means["learning_rate"])
-        return means
+        norm = self.engine.step(means["learning_rate"])
+        return means if norm is None else {**means, "gradient_norm": norm}
 
     def _backward(self, batch: Any, weight: float) -> Any:
         from raydr.train import grad_cache

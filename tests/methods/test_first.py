@@ -335,7 +335,7 @@ def test_windows_of_a_batch_have_one_size_and_shuffled_passages(tmp_path):
     names = [f"n{n}" for n in range(7)]
     passages = {name: Passage(name, name) for name in ["p", *names]}
     examples = written(tmp_path / "examples", [example("q0", names), example("q1", names[:6])], passages)
-    sampler = WindowBatches(examples, batch_size=2, window_size=20, short_share=0.5, seed=1)
+    sampler = WindowBatches(examples, batch_size=2, window_size=20, short_share=0.5, shuffled_share=1.0, seed=1)
     batches = [batch for batch, _ in zip(sampler, range(30))]
     sizes = {len(group.passages) for batch in batches for group in batch}
     assert all(len({len(group.passages) for group in batch}) == 1 for batch in batches)
@@ -350,6 +350,28 @@ def test_windows_of_a_batch_have_one_size_and_shuffled_passages(tmp_path):
     assert [b for b, _ in zip(sampler, range(5))] == batches[:5]
 
 
+def test_windows_hold_a_positive_and_may_stand_as_the_retriever_ranked_them(tmp_path):
+    names = [f"n{n}" for n in range(9)]
+    passages = {name: Passage(name, name) for name in ["p", *names]}
+    scores = [float(n) for n in range(9)]
+    mined = Example(
+        Query("q", "x"), ["p"], names, negative_scores=scores, negative_sources=["model"] * 9, positive_scores=[4.5]
+    )
+    examples = written(tmp_path / "examples", [mined], passages)
+    ranks = {"p": 4.5, **dict(zip(names, scores, strict=True))}
+    for shuffled_share, expected in ((0.0, {True}), (1.0, {True, False})):
+        settings = {"batch_size": 4, "window_size": 3, "short_share": 0.0, "seed": 1}
+        sampler = WindowBatches(examples, shuffled_share=shuffled_share, **settings)
+        windows = [
+            [passage.passage_id for passage in examples.passages(group.passages)]
+            for batch, _ in zip(sampler, range(10))
+            for group in batch
+        ]
+        assert all("p" in window and len(set(window)) == 3 for window in windows)
+        assert len({frozenset(window) for window in windows}) > 10
+        assert {window == sorted(window, key=ranks.__getitem__, reverse=True) for window in windows} == expected
+
+
 def test_the_orders_of_a_file_are_learned(tmp_path):
     docs = [{"_id": name, "text": f"text of {name}"} for name in "abcde"]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
@@ -357,7 +379,7 @@ def test_the_orders_of_a_file_are_learned(tmp_path):
     (tmp_path / "orders.jsonl").write_text("".join(json.dumps(order) + "\n" for order in orders))
     corpus = str(tmp_path / "corpus.jsonl")
     examples = examples_from_file(str(tmp_path / "orders.jsonl"), tmp_path / "out", corpus=corpus, trust_order=True)
-    sampler = WindowBatches(examples, batch_size=2, window_size=5, short_share=0.0, seed=1)
+    sampler = WindowBatches(examples, batch_size=2, window_size=5, short_share=0.0, shuffled_share=0.0, seed=1)
     for group in next(iter(sampler)):
         ids = [passage.passage_id for passage in examples.passages(group.passages)]
         ranked = [ids[place] for place in np.argsort([-score for score in group.teacher_scores])]
@@ -367,7 +389,7 @@ def test_the_orders_of_a_file_are_learned(tmp_path):
 def test_a_query_without_a_second_candidate_is_named(tmp_path):
     examples = written(tmp_path / "examples", [example("q0", [])], {"p": Passage("p", "p")})
     with pytest.raises(ConfigError, match=r"q0.*has 1 candidate.*raydr mine"):
-        WindowBatches(examples, batch_size=2, window_size=20, short_share=0.5, seed=1)
+        WindowBatches(examples, batch_size=2, window_size=20, short_share=0.5, shuffled_share=1.0, seed=1)
 
 
 class _Oracle(FirstReranker):

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -48,8 +48,10 @@ def cluster(tmp_path):
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     yield {**environment, "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}"}, process
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(60)
+    for part in psutil.Process(process.pid).children(recursive=True):  # SIGTERM would have Ray wait half a minute
+        part.kill()
+    process.kill()
+    process.wait()
     log.close()
     shutil.rmtree(folder, ignore_errors=True)
 

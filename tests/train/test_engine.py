@@ -1,0 +1,27 @@
+"""How the network is prepared for training, apart from DeepSpeed (whose results test_parity.py compares)."""
+
+from __future__ import annotations
+
+import torch
+
+from raydr.train.engine import _Attention
+from tests.train.tiny import tiny_network
+
+
+def test_short_texts_are_attended_to_by_plain_products_and_long_ones_as_before():
+    network = tiny_network().eval()
+    attention = _Attention(network)
+    ids, mask = torch.randint(5, 40, (3, 12)), torch.ones(3, 12, dtype=torch.long)
+    mask[1, 7:] = 0
+    fused = network(ids, mask)
+    attention.choose(256)
+    assert network.transformer.config._attn_implementation == "eager"
+    torch.testing.assert_close(network(ids, mask), fused, atol=1e-6, rtol=0)
+    attention.choose(257)
+    assert network.transformer.config._attn_implementation == "sdpa"
+    assert torch.equal(network(ids, mask), fused)
+
+
+def test_a_network_without_a_choice_is_left_alone():
+    network = torch.nn.Linear(2, 2)
+    _Attention(network).choose(8)
