@@ -105,8 +105,8 @@ def test_as_a_submitted_job(settings, tmp_path, ray_cluster):
 
 
 def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray_cluster):
-    """Two rounds, once as a submitted job, once killed inside the second (the first is the job's own, in another place)
-    and given again: the same two models, by the curve of a ranker that nobody disturbed.
+    """Two rounds as a submitted job; then its second round once more, killed inside and given again: the same two
+    models, by the curve of a ranker that nobody disturbed.
     """
     for split in ("train", "dev"):
         (tiny_beir / f"qrels/{split}.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
@@ -137,8 +137,10 @@ def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray
         "train.log_every=1",
     ]
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "killed.log"
-    submitted(ray_cluster, "jobs/train.py", [*settings, f"out={whole}"])
-    shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("round-02", "method"))
+    submitted(ray_cluster, "jobs/train.py", [*settings, f"out={killed}"])
+    shutil.copytree(killed, whole)
+    for part in ("round-02", "method"):
+        shutil.rmtree(killed / part)
     reached = killed_at(17, killed / "round-02/ranker/metrics.jsonl", [*settings, f"out={killed}"], log)
     assert 17 <= reached < 24  # of 24; the second round began at 12 and left a checkpoint at 16
     before = {file: file.stat().st_mtime_ns for file in killed.rglob(MANIFEST)}
