@@ -148,11 +148,11 @@ class Engine:
 
 class _Attention:
     """Attention by plain matrix products for short texts, in bfloat16 on a CPU: there the backward pass of PyTorch's
-    fused attention takes longer than all the rest of a small network (measured: a step of texts of 128 tokens is 1.6
-    times as fast without, at 512 tokens they are equal, and plain products need memory for every pair of tokens).
+    fused attention takes longer than all the rest of a small network (W9 in benchmarks/results.md, before and after).
+    Long texts keep the fused one: plain products need memory for every pair of tokens.
     """
 
-    _LONGEST = 256
+    _LONGEST = 192
 
     def __init__(self, model: nn.Module) -> None:
         self._network: Any = next((m for m in model.modules() if hasattr(m, "set_attn_implementation")), None)

@@ -45,6 +45,14 @@ STATE = "state"
 _RUN = ".ray_train"
 _PLACES = frozenset({"worker_cpus", "max_failures", "log_every"})
 """Settings that do not change what is learned."""
+_KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
+"""glibc's settings for a worker on a CPU: every step allocates what the one before has freed, and where that goes back
+to the system in between, its pages have to be made anew.
+"""
 
 
 def train_model(
@@ -176,6 +184,7 @@ def _fit(job: Job, storage: Path) -> Path:
             storage_path=str(storage),
             failure_config=api.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=api.CheckpointConfig(num_to_keep=1),
+            worker_runtime_env={} if config.worker_gpus else {"env_vars": _KEEP_MEMORY},
         ),
     )
     try:

@@ -3,7 +3,8 @@
 Notable: every part is the real one: Ray Data embeds with a pretrained encoder, FAISS shards and BM25 are built as Ray
 tasks, three ways of searching are measured side by side on held-out questions, AR2 trains a retriever and a ranker
 against each other on Ray Train for two short rounds and is measured beside them, and Ray Serve answers over HTTP with
-both. A second run reuses what is finished. Without a terminal the server is stopped after its sample answers.
+both. With `first=true` a small language model learns to rerank as FIRST does, and is served on vLLM beside them. A
+second run reuses what is finished. Without a terminal the server is stopped after its sample answers.
 
     raydr demo                 raydr demo size=all                 raydr demo train=false --no-serve
 """
@@ -23,13 +24,15 @@ from raydr.data.config import DataConfig
 from raydr.encoders.precision import choose_precision
 from raydr.encoders.text import available_cpus
 from raydr.index.config import IndexConfig
-from raydr.stages.config import EmbedConfig, MineConfig, SearchConfig
+from raydr.stages.config import EmbedConfig, MineConfig, RerankConfig, SearchConfig
+from raydr.stages.search import RUN
 from raydr.train.config import TrainConfig
 from raydr.verbs.config import RunConfig
 from raydr.verbs.embed import embed
 from raydr.verbs.evaluate import evaluate
 from raydr.verbs.index import index
 from raydr.verbs.query import print_hits
+from raydr.verbs.rerank import rerank
 from raydr.verbs.search import search
 from raydr.verbs.serve import ask, check_port, prefer_few_hops, serving, wait_for_interrupt
 from raydr.verbs.train import train
@@ -47,7 +50,14 @@ LENGTH = {"max_passage_tokens": 128}
 ZERO_SHOT = "raydr.methods.zero_shot:ZeroShot"
 AR2 = "raydr.methods.ar2:Ar2"
 RANKER = "raydr.methods.colbert:ColBertRanker"
+FIRST = "raydr.methods.first:First"
 LAST_ROUND = "round-02"
+AR2_RANKER, FIRST_SMALL = "ar2-ranker", "first-small"
+RERANKERS = {
+    AR2_RANKER: "late interaction, from AR2",
+    FIRST_SMALL: "a small language model on vLLM, trained here for minutes: it shows how FIRST works, not how well",
+}
+"""What the page's switch calls them, and what they are."""
 
 
 class DemoConfig(Config):
@@ -60,6 +70,9 @@ class DemoConfig(Config):
     hundreds of model folders, whose documentation is one text with names changed, are left out at any size."""
     train: bool = True
     """Whether a retriever and a ranker are trained; without, the pretrained encoder is served."""
+    first: bool = False
+    """Whether, with `train`, a small language model is trained to rerank as well, and served on vLLM. Takes minutes
+    more, and is unfinished: its order is no better yet than the one it is given."""
     port: int = 8000
     """Port of the search page on 127.0.0.1."""
     serve: bool = True
@@ -69,7 +82,8 @@ class DemoConfig(Config):
 def demo(config: DemoConfig) -> None:
     """Runs the whole demo; returns when the server is interrupted, or at once after its answers without a terminal."""
     started = time.monotonic()
-    steps = _Steps(total=5 + 2 * config.train + config.serve)
+    has_first = config.train and config.first
+    steps = _Steps(total=5 + 2 * config.train + has_first + config.serve)
     if config.serve:
         check_port("127.0.0.1", config.port)  # now, not after minutes of work
         prefer_few_hops()
@@ -99,13 +113,23 @@ def demo(config: DemoConfig) -> None:
     if config.train:
         with steps("Training retriever and ranker against each other (AR2): two short rounds on Ray Train"):
             method = _train(run)
-        served, rerankers = config.out / LAST_ROUND / "index", {"ar2": method.build().ranker}
+        served, rerankers = config.out / LAST_ROUND / "index", {AR2_RANKER: method.build().ranker}
+        if has_first:
+            with steps("Training a small language model to rerank (FIRST) on Ray Train"):
+                rerankers[FIRST_SMALL] = _train_first(run)
         with steps("Evaluating what was trained beside the others"):
             trained = run.model_copy(update={"method": method})
             after = search(trained, name="search_trained", index=served)
             reranked = run.search.model_copy(update={"rerank": 10})
             search(trained.model_copy(update={"search": reranked}), name="search_reranked", index=served)
             baselines = {"dense": runs["dense"], "BM25": runs["bm25"], "hybrid": runs["hybrid"], "AR2": after}
+            if has_first:
+                again = RerankConfig(
+                    run=str(after.path / RUN), reranker=rerankers[FIRST_SMALL], depth=10, queries_per_block=64
+                )
+                baselines["AR2 + FIRST"] = rerank(
+                    run.model_copy(update={"rerank": again}), name="search_first", index=served
+                )
             label = "AR2 + ranker"
             evaluation = evaluate(run, name="search_reranked", label=label, to="evaluate_trained", baselines=baselines)
         print("\n" + (evaluation.path / "summary.txt").read_text())
@@ -119,6 +143,9 @@ def demo(config: DemoConfig) -> None:
             print_hits(ask(address, query, k=3, rerank=bool(rerankers)), query=query)
         print(f"Done in {time.monotonic() - started:.0f} s.")
         print(f"Search page:    {address}")
+        if rerankers:
+            described = ", ".join(f"{name} ({RERANKERS[name]})" for name in rerankers)
+            print(f"Its Rerank switch offers {described}.")
         print(f"Ray dashboard:  {dashboard}   (asks for a token: ray get-auth-token)\n")
         if sys.stdin.isatty():
             print("Serving until Ctrl-C.", flush=True)
@@ -154,12 +181,50 @@ def _train(run: RunConfig) -> Component:
                 batch_size=8,
                 learning_rate=3e-5,
                 worker_cpus=available_cpus(),
-                precision="bfloat16" if choose_precision("auto", "cpu") == "bfloat16" else "float32",
+                precision=_fast_precision(),
                 log_every=2,
             ),
         }
     )
     return Component.model_validate(train(config).manifest.details["method"])
+
+
+def _train_first(run: RunConfig) -> Component:
+    """A language model of eight layers made out of the encoder, trained as shortly as shows something: the method."""
+    args = {
+        "engine": {"model": "minilm", "dtype": "float32", "cache_gib": 0.25},
+        "start": "encoder",
+        "span_steps": 120,
+        "span_batch_size": 16,
+        "window_size": 5,
+        "stride": 3,
+        "neftune_alpha": 0,
+        "max_prompt_tokens": 512,
+        # Nothing but the passages and, behind them, the query, whose words then look for their like.
+        "prompt": {"system": "", "prefix": "", "suffix": "{query}", "max_passage_words": 24, "max_query_words": 24},
+        "retriever": Component(import_path=ZERO_SHOT, args=LENGTH),
+    }
+    config = run.model_copy(
+        update={
+            "out": run.out / "first",
+            "method": Component(import_path=FIRST, args=args),
+            "mine": MineConfig(base_index=str(run.out / "index"), num_negatives=9, last_rank=20, fraction=0.98),
+            "train": TrainConfig(
+                batch_size=8,
+                max_steps=100,
+                learning_rate=2e-4,
+                warmup_share=0.1,
+                worker_cpus=available_cpus(),
+                precision=_fast_precision(),
+                log_every=10,
+            ),
+        }
+    )
+    return Component.model_validate(train(config).manifest.details["method"])
+
+
+def _fast_precision() -> Literal["float32", "bfloat16"]:
+    return "bfloat16" if choose_precision("auto", "cpu") == "bfloat16" else "float32"
 
 
 def _with_mode(run: RunConfig, mode: Literal["dense", "bm25", "hybrid"]) -> RunConfig:

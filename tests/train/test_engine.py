@@ -14,10 +14,10 @@ def test_short_texts_are_attended_to_by_plain_products_and_long_ones_as_before()
     ids, mask = torch.randint(5, 40, (3, 12)), torch.ones(3, 12, dtype=torch.long)
     mask[1, 7:] = 0
     fused = network(ids, mask)
-    attention.choose(256)
+    attention.choose(192)
     assert network.transformer.config._attn_implementation == "eager"
     torch.testing.assert_close(network(ids, mask), fused, atol=1e-6, rtol=0)
-    attention.choose(257)
+    attention.choose(193)
     assert network.transformer.config._attn_implementation == "sdpa"
     assert torch.equal(network(ids, mask), fused)
 
