@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -34,7 +32,7 @@ from raydr.config import Component, load
 from raydr.data.corpus import Corpus
 from raydr.evaluation.config import EvaluateConfig
 from raydr.evaluation.metrics import measure_run
-from raydr.evaluation.trec import read_run
+from raydr.evaluation.trec import read_qrels, read_run, write_qrels
 from raydr.verbs.config import RunConfig
 from raydr.verbs.search import search
 
@@ -82,29 +80,22 @@ def split_by_passage(data: Path, out: Path) -> tuple[Path, str]:
 
     The second value says what was left out.
     """
-    judged = {split: list(read_qrels(data / f"qrels/{split}.tsv")) for split in ("train", "test")}
-    tested = {passage for _, passage, grade in judged["test"] if float(grade) > 0}
-    shared = {query for query, passage, grade in judged["train"] if float(grade) > 0 and passage in tested}
-    if not shared:
+    train, test = (read_qrels(data / f"qrels/{split}.tsv") for split in ("train", "test"))
+    tested = {passage for judged in test.values() for passage, grade in judged.items() if grade > 0}
+    kept = {
+        query: judged
+        for query, judged in train.items()
+        if not any(grade > 0 and passage in tested for passage, grade in judged.items())
+    }
+    if len(kept) == len(train):
         return data, ""
     (out / "qrels").mkdir(parents=True, exist_ok=True)
-    for file in data.iterdir():
-        if file.is_file() and not (out / file.name).exists():
-            (out / file.name).symlink_to(file.resolve())
-    for split in ("dev", "test"):
-        if (data / f"qrels/{split}.tsv").exists():
-            shutil.copy(data / f"qrels/{split}.tsv", out / f"qrels/{split}.tsv")
-    kept = [row for row in judged["train"] if row[0] not in shared]
-    lines = ["query-id\tcorpus-id\tscore", *("\t".join(row) for row in kept)]
-    (out / "qrels/train.tsv").write_text("\n".join(lines) + "\n")
-    stay = len({query for query, *_ in kept})
-    return out, f"{stay} of {stay + len(shared)} training questions share no relevant passage with a test question.\n\n"
-
-
-def read_qrels(path: Path) -> Iterator[list[str]]:
-    with path.open() as lines:
-        next(lines)
-        yield from (line.rstrip("\n").split("\t") for line in lines)
+    for file in (*data.glob("*.*"), *data.glob("qrels/*.tsv")):
+        link = out / file.relative_to(data)
+        if file.name != "train.tsv" and not link.exists():
+            link.symlink_to(file)
+    write_qrels(kept, out / "qrels/train.tsv", format="beir")
+    return out, f"{len(kept)} of {len(train)} training questions share no relevant passage with a test question.\n\n"
 
 
 def run_once(method: str, folder: Path, data: Path, seed: int, overrides: list[str]) -> None:

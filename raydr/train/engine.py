@@ -147,9 +147,9 @@ class Engine:
 
 
 class _Attention:
-    """Attention by plain matrix products for short texts, in bfloat16 on a CPU: there the backward pass of PyTorch's
-    fused attention takes longer than all the rest of a small network (W9 in benchmarks/results.md, before and after).
-    Long texts keep the fused one: plain products need memory for every pair of tokens.
+    """Attention by plain matrix products for short texts, in bfloat16 on a CPU, where the backward pass of PyTorch's
+    fused attention is slow (W9 in benchmarks/results.md, before and after). Long texts keep the fused one: plain
+    products need memory for every pair of tokens.
     """
 
     _LONGEST = 192

@@ -22,6 +22,15 @@ def test_short_texts_are_attended_to_by_plain_products_and_long_ones_as_before()
     assert torch.equal(network(ids, mask), fused)
 
 
-def test_a_network_without_a_choice_is_left_alone():
-    network = torch.nn.Linear(2, 2)
-    _Attention(network).choose(8)
+def test_what_was_chosen_for_a_network_stays():
+    """Another attention than PyTorch's fused one was somebody's choice, and a network may have none at all."""
+    network = tiny_network()
+    network.transformer.set_attn_implementation("eager")
+    attention = _Attention(network)
+    for num_tokens in (8, 1000):
+        attention.choose(num_tokens)
+        assert network.transformer.config._attn_implementation == "eager"
+    plain = torch.nn.Linear(2, 2)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    _Attention(plain).choose(8)
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
