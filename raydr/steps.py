@@ -96,8 +96,8 @@ class Steps:
         return self.mine(method, index, "examples"), self.dev(method, index)
 
     def mine(self, method: Component, index: Path, folder: str, *, split: str | None = None) -> ExampleSet:
-        """Examples for the queries of `split`, with negatives found in `index`; None: as the config says, which may
-        name a file of examples instead.
+        """Examples for the queries of the dev `split`, with negatives found in `index`; None: as the config says, which
+        may name a file of examples instead.
         """
         config = self.config.mine if split is None else self._of_split(split)
         if config.source_file is not None:
@@ -193,8 +193,16 @@ class Steps:
         return train_model(method, config, examples, out, dev=dev, start=start, keep_state=keep_state)
 
     def _of_split(self, split: str) -> MineConfig:
-        """The settings of mining, for the queries of another split."""
-        changes = {"split": split, "queries": None, "qrels": None, "source_file": None}
+        """The settings of mining, for the queries of the dev split. Raises `ConfigError` where their judgements would
+        be those of all splits.
+        """
+        qrels = self.config.mine.dev_qrels
+        if self.config.data.qrels is not None and qrels is None:
+            raise ConfigError(
+                f"data.qrels names the file {self.config.data.qrels!r} whatever the split is; name the one with the "
+                "judgements of the dev queries: mine.dev_qrels=FILE"
+            )
+        changes = {"split": split, "queries": None, "qrels": qrels, "source_file": None}
         return self.config.mine.model_copy(update=changes)
 
     def _queries(self, config: MineConfig) -> QuerySet:

@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from raydr.encoders.text import TextEncoder
 from raydr.losses import contrastive
 from raydr.methods.base import DualEncoderConfig, DualEncoderMethod
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
@@ -39,10 +40,16 @@ class InBatchContrastive(EmbeddingObjective):
     """The loss over all queries and passages of a batch."""
 
     def __init__(
-        self, *, temperature: float, symmetric: bool = False, matryoshka: Sequence[int] = (), in_batch: bool = True
+        self,
+        *,
+        temperature: float,
+        symmetric: bool = False,
+        matryoshka: Sequence[int] = (),
+        in_batch: bool = True,
+        normalize: bool = True,
     ) -> None:
         self._temperature, self._symmetric, self._matryoshka = temperature, symmetric, matryoshka
-        self._in_batch = in_batch
+        self._in_batch, self._normalize = in_batch, normalize
 
     def loss(
         self, queries: Float[Tensor, "query dim"], passages: Float[Tensor, "passage dim"], batch: Labels
@@ -58,7 +65,9 @@ class InBatchContrastive(EmbeddingObjective):
 
     def _one_size(self, queries: Tensor, passages: Tensor, batch: Labels, size: int) -> Tensor:
         if size < queries.shape[1]:
-            queries, passages = (functional.normalize(part[:, :size], dim=1) for part in (queries, passages))
+            queries, passages = queries[:, :size], passages[:, :size]
+            if self._normalize:  # as the encoder does with the prefix that it serves
+                queries, passages = functional.normalize(queries, dim=1), functional.normalize(passages, dim=1)
         scores = queries @ passages.T
         positives = batch.positives
         if not self._in_batch:
@@ -101,6 +110,7 @@ class Contrastive(DualEncoderMethod):
             symmetric=self.config.symmetric,
             matryoshka=self.config.matryoshka,
             in_batch=self.config.in_batch,
+            normalize=TextEncoder(self.encoder_config).normalize,
         )
         objective.gather = self.config.gather
         return objective

@@ -151,6 +151,8 @@ class MineConfig(Config):
     """File of the training queries when it has an unusual name; null: `data.queries`, or the usual name."""
     qrels: str | None = None
     """File of their judgements, likewise; `split` is then not needed."""
+    dev_qrels: str | None = None
+    """File of the dev queries' judgements, likewise; `dev_split` is then only a name for them."""
     max_queries: int | None = Field(default=None, ge=1)
     """Train on a random sample of so many queries; null: on all."""
     base_index: str | None = None
@@ -195,6 +197,8 @@ class MineConfig(Config):
 
     @model_validator(mode="after")
     def _can_find_something(self) -> MineConfig:
+        if self.dev_qrels is not None and self.dev_split is None:
+            raise ValueError("dev_qrels: give the dev queries a name as well, such as dev_split: dev")
         if not self.sources:
             raise ValueError("sources: name at least one of model, bm25, random")
         if len(set(self.sources)) < len(self.sources):

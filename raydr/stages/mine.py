@@ -45,7 +45,7 @@ _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
 """In the order of their turns, which is that of how hard their negatives are."""
 
 _ELSEWHERE = {
-    *("split", "dev_split", "queries", "qrels", "base_index"),
+    *("split", "dev_split", "queries", "qrels", "dev_qrels", "base_index"),
     *("source_file", "source_format", "source_corpus", "source_queries", "trust_order"),
 }
 """Settings that say nothing of how negatives are found: what they decide is in the fingerprint of the queries."""

@@ -38,13 +38,16 @@ class Engine:
         if config.activation_checkpointing:
             _checkpoint_activations(model)
         groups = parameter_groups(model, config)
-        optimizer: Any = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps, fused=True
-        )
-        if config.offload != "none":
-            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(
-                groups, lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps
-            )
+        settings: dict[str, Any] = {
+            "lr": config.learning_rate,
+            "betas": config.adam_betas,
+            "eps": config.adam_eps,
+        }
+        optimizer: Any
+        if config.offload == "none":
+            optimizer = torch.optim.AdamW(groups, fused=True, **settings)
+        else:
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, **settings)
         exact = _float32_weights(model) if config.precision == "bfloat16" else {}
         self._factors = [group["lr"] / config.learning_rate for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(

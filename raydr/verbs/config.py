@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydr.config import Component, Config
 from raydr.data.config import DataConfig
@@ -46,3 +46,12 @@ class RunConfig(Config):
     """Finding negatives for the queries of a training split."""
     score: ScoreConfig = Field(default_factory=ScoreConfig)
     """Scoring them with a ranker, for methods that learn from one."""
+
+    @model_validator(mode="after")
+    def _dev_queries_to_evaluate_on(self) -> RunConfig:
+        if self.train is not None and self.train.evaluate_every and self.mine.dev_split is None:
+            raise ValueError(
+                "train.evaluate_every: there are no dev examples; name their split in mine.dev_split, or leave "
+                "evaluate_every and patience out"
+            )
+        return self

@@ -107,6 +107,15 @@ class TestAgainstSentenceTransformers:
         symmetric = self.ours(columns, temperature=0.05, matryoshka=[8, 4], symmetric=True)
         assert not torch.allclose(symmetric, expected)
 
+    def test_matryoshka_without_normalising(self, losses, columns):
+        """Prefixes are compared as they are served: cut, and of any length."""
+        dot_score = pytest.importorskip("sentence_transformers.util").dot_score
+        whole = [functional.normalize(column, dim=1) for column in columns]
+        parts = [whole, [column[:, :4] for column in whole]]
+        expected = sum(self.theirs(losses, part, 0.05, similarity_fct=dot_score) for part in parts) / 2
+        found = self.ours(columns, temperature=0.05, matryoshka=[4], normalize=False)
+        torch.testing.assert_close(found, expected)
+
 
 def test_gradients_reach_queries_positives_and_hard_negatives():
     queries, passages = torch.randn(3, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
@@ -126,6 +135,14 @@ class TestMethod:
             loss = objective.loss(torch.eye(2), SHARES.log().T, labels(2, 2)).loss
             torch.testing.assert_close(loss, by_hand(**options))
             assert not torch.allclose(loss, by_hand())
+        prefixes = {"temperature": 1.0, "matryoshka": [1]}
+        of_any_length, of_length_1 = (
+            self.method(normalize=normalize, **prefixes)
+            .build_objective()
+            .loss(2 * torch.eye(2), SHARES.log().T, labels(2, 2))
+            for normalize in (False, True)
+        )
+        assert not torch.allclose(of_any_length.loss, of_length_1.loss)
         assert self.method().build_objective().gather
         assert not self.method(gather=False).build_objective().gather
 

@@ -108,6 +108,28 @@ def test_what_is_missing_is_named(source, tmp_path):
         mine(config(source, tmp_path / "out", f"data.qrels={source}/qrels/test.tsv"))
 
 
+def test_files_of_judgements_for_every_part(source, tmp_path):
+    """`data.qrels` says nothing of training and dev queries: each has a file of its own."""
+    files = [f"data.qrels={source}/qrels/test.tsv", f"mine.qrels={source}/qrels/train.tsv", "mine.dev_split=dev"]
+    run = config(source, tmp_path / "out", *files)
+    steps = Steps(run, ingest(run.data, run.out / "corpus"), use_ray=False)
+    with pytest.raises(ConfigError, match=r"data\.qrels names the file .*mine\.dev_qrels=FILE"):
+        steps.examples(run.method)
+    named = config(source, tmp_path / "out", *files, f"mine.dev_qrels={source}/qrels/test.tsv")
+    examples, dev = Steps(named, steps.corpus, use_ray=False).examples(named.method)
+    assert sorted(examples.query_ids) == ["q1", "t1"]
+    assert dev is not None and "t1" not in dev.query_ids
+
+
+def test_dev_examples_are_asked_for_where_training_measures_itself(source, tmp_path):
+    settings = ["train.evaluate_every=5", "train.max_steps=10"]
+    with pytest.raises(ConfigError, match=r"train\.evaluate_every: there are no dev examples.*mine\.dev_split"):
+        config(source, tmp_path / "out", *settings)
+    assert config(source, tmp_path / "out", *settings, "mine.dev_split=dev").mine.dev_split == "dev"
+    with pytest.raises(ConfigError, match="dev_qrels: give the dev queries a name"):
+        config(source, tmp_path / "out", "mine.dev_qrels=dev.tsv")
+
+
 @pytest.mark.ray
 def test_ray_equals_local(source, tmp_path, ray_cluster):
     overrides = ["mine.sources=[model, bm25, random]", "mine.num_negatives=6", "index.num_shards=2"]
