@@ -62,6 +62,8 @@ def config_of(method: str, folder: Path, data: Path, seed: int, overrides: list[
         settings.append("method.args.objective=generation")
     if method.startswith("tas"):
         settings += teachers(method, folder.parent, seed)
+    elif method != "zero_shot" and (start := next(folder.parent.glob("zero_shot-*/index"), None)) is not None:
+        settings.append(f"mine.base_index={start}")  # the checkpoint's index, made once for the grid
     return REPOSITORY / f"jobs/configs/{name}.yaml", [f"data.path={data}", "runtime=ray", f"out={folder}", *settings]
 
 
