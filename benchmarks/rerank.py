@@ -42,7 +42,7 @@ from raydr.data.corpus import Corpus
 from raydr.data.ingest import ingest
 from raydr.llm.engine import EngineConfig
 from raydr.llm.generation import GenerationReranker
-from raydr.llm.listwise import ListwiseConfig, ListwiseReranker
+from raydr.llm.listwise import ListwiseConfig, ListwiseReranker, RankedWindow
 from raydr.llm.prompt import PromptConfig
 from raydr.llm.small import causal_from_encoder
 from raydr.methods.first import FirstReranker
@@ -81,7 +81,8 @@ class WholeOrder(GenerationReranker):
         prompt = self.prompt.encode(query, passages, reserve=length + 1)
         made = await _generate_all(self.engine, prompt, length)
         self.tokens += len(made)
-        return self.prompt.places(made, len(passages))
+        order = self.prompt.places(made, len(passages))
+        return RankedWindow(order, [-float(order.index(place)) for place in range(len(passages))])
 
 
 async def _generate_all(engine: Any, prompt: Sequence[int], length: int) -> list[int]:
@@ -135,7 +136,7 @@ def windows(options: argparse.Namespace, folder: Path, model: str) -> None:
         query, passages = texts.window(size, tokens, 0)
         distance = contenders.check(query, passages)
         prompt = len(contenders.first.prompt.encode(query, passages))
-        numbers = {"FIRST": iter(range(1, 10**9)), "generation": iter(range(1, 10**9))}
+        numbers = {"FIRST": iter(range(1, 10**6)), "generation": iter(range(10**6, 10**9))}  # one engine, one cache
 
         def ask(name: str, kind: Any, size: int = size, tokens: int = tokens, numbers: Any = numbers) -> None:
             own_query, own = texts.window(size, tokens, next(numbers[name]))  # never a prompt seen before
@@ -221,7 +222,7 @@ def lists(options: argparse.Namespace, folder: Path, model: str) -> None:
     contenders.check(*texts.window(20, 100, 0))
     rows, results = [], []
     for at_once in (1, 8):
-        seen = {"FIRST": 0, "generation": 0}
+        seen = {"FIRST": 0, "generation": 10**6}
 
         def ask(name: str, kind: Any, at_once: int = at_once, seen: dict[str, int] = seen) -> None:
             seen[name] += at_once

@@ -6,9 +6,10 @@
 
 Contenders train the same checkpoint (dropout set to zero, so that equal batches give equal losses) on the same batches
 of `squad` (`RAYDR_DATA`): 16 queries, each with a positive and three negatives, in the same order, with the same loss
-(InfoNCE at temperature 0.05, all passages of the batch as negatives), AdamW and learning rate, in float32 on all cores.
-The losses of the first step must agree to 1e-3 before a speed counts. A step's time is the median after the first
-six; memory is the proportional set size of the contender's processes, Ray's included, at its highest.
+(InfoNCE at temperature 0.05, all passages of the batch as negatives), AdamW and learning rate, on all cores, in float32
+unless a name says otherwise. The losses of the first step must agree to 1e-3 (bfloat16: 1e-2) before a speed counts. A
+step's time is the median after the first six; memory is the proportional set size of the contender's processes, Ray's
+included, at its highest.
 """
 
 from __future__ import annotations
@@ -75,14 +76,14 @@ def prepare(folder: Path, batch: int) -> None:
     (folder / "model/config.json").write_text(json.dumps({**config, **still}), encoding="utf-8")
 
 
-def run(script: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def run(script: str, folder: Path, settings: dict[str, Any], *, look_every_s: float = 5.0) -> dict[str, Any]:
     """One contender in processes of its own: its losses, the seconds of its steps, and its highest memory."""
     peak = [0]
     with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
         command = [sys.executable, str(HERE / "peers" / script), str(folder), scratch, json.dumps(settings)]
         with (Path(scratch) / "log").open("w+") as log:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-            watcher = threading.Thread(target=_watch, args=(process, peak), daemon=True)
+            watcher = threading.Thread(target=_watch, args=(process, peak, look_every_s), daemon=True)
             watcher.start()
             output, _ = process.communicate()
             if process.returncode:
@@ -93,7 +94,8 @@ def run(script: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"loss": found["losses"][0], "step_s": statistics.median(seconds), "peak_mib": peak[0] / 2**20}
 
 
-def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
+def _watch(process: subprocess.Popen[str], peak: list[int], every_s: float) -> None:
+    """Summing up the pages of every process takes processor time from what is measured."""
     while process.poll() is None:
         try:
             root = psutil.Process(process.pid)
@@ -101,7 +103,7 @@ def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
             peak[0] = max(peak[0], sum(_share(part) for part in parts))
         except psutil.Error:
             pass
-        time.sleep(5)  # summing up the pages of every process takes processor time from what is measured
+        time.sleep(every_s)
 
 
 def _share(process: psutil.Process) -> int:
@@ -163,14 +165,14 @@ def workers(options: argparse.Namespace) -> None:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """Highest memory of the training worker against the batch, with and without caching; and by ZeRO stage."""
+    """Highest memory of all processes against the batch, with and without caching; and by ZeRO stage."""
     rows, found = [], []
     for batch in (16, 32, 64):
         for chunk in (None, 2048):
             with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
                 prepare(Path(scratch), batch)
                 settings = {"batch": batch, "steps": 8, "chunk_tokens": chunk}
-                measured = run("raydr_training.py", Path(scratch), settings)
+                measured = run("raydr_training.py", Path(scratch), settings, look_every_s=0.5)
             found.append({"batch": batch, "chunk_tokens": chunk, **measured})
             rows.append([str(batch), str(chunk or "none"), f"{measured['peak_mib']:.0f}", f"{measured['step_s']:.1f}"])
             print(rows[-1], flush=True, file=sys.stderr)
@@ -180,7 +182,7 @@ def memory(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
             prepare(Path(scratch), 8)
             settings = {"batch": 8, "steps": 8, "num_workers": 2, "worker_cpus": 1, "zero_stage": stage}
-            found.append({"zero_stage": stage, **run("raydr_training.py", Path(scratch), settings)})
+            found.append({"zero_stage": stage, **run("raydr_training.py", Path(scratch), settings, look_every_s=0.5)})
         rows.append([str(stage), f"{found[-1]['peak_mib']:.0f}", f"{found[-1]['step_s']:.2f}"])
         print(rows[-1], flush=True, file=sys.stderr)
     tables += markdown(["ZeRO stage, 2 workers, 8 queries", "peak MiB", "s per step"], rows)

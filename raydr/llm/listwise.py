@@ -1,9 +1,10 @@
 """A reranker that ranks windows of passages with a language model: everything but how one window is ranked.
 
 Notable: windows of one list are ranked in turn, lists at the same time, so an engine that batches sees the windows of
-all callers together. Scores are the model's own. They compare passages within a window; `scores: calibrated` shifts
-each window so that the passages it shares with the one before have the same mean there, and never lets a score rise
-down the list, so that they compare over the whole of it.
+all callers together. Scores are the model's own, but that none rises down the list: where a passage of a later window
+scored higher than the one before it, it takes that one's. They compare passages within a window; `scores: calibrated`
+shifts each window so that the passages it shares with the one before have the same mean there, so that they compare
+over the whole list.
 
     reranker = FirstReranker(FirstReranker.Config(engine=EngineConfig(model=FOLDER)))
     await reranker.rerank_async(query, hits, passages)        reranker.rerank(query, hits, passages)
@@ -96,9 +97,7 @@ class ListwiseReranker(EngineReranker):
         order = await ranked_by_windows(
             len(hits), rank, window_size=self._config.window_size, stride=self._config.stride
         )
-        values = np.array([scores[place] for place in order])
-        if self._config.scores == "calibrated":
-            values = np.minimum.accumulate(values) if len(values) else values
+        values = np.minimum.accumulate([scores[place] for place in order]) if order else []
         return [Hit(hits[place].passage_id, float(value)) for place, value in zip(order, values, strict=True)]
 
     def start(self) -> None:

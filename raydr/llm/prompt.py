@@ -4,8 +4,10 @@ A window of passages becomes one chat turn: the query, a line `[A] text` per pas
 answer starts with `[`, so a prompt that ends in that one token is followed by the letter of the best passage.
 
 Notable: everything the scores rest on is found out from the tokenizer itself at the start, in the place where it will
-stand: which token the bracket is, which token each letter is, what stands between two letters. A tokenizer that merges
-a bracket with a letter, or makes two letters one token, is refused with what it does. Foreign identifiers in texts are
+stand: which token the bracket is, which token each letter is, what stands between two letters. Prompt, bracket and
+letter are put together as token ids, so that a tokenizer which would merge `[A` (Qwen's, Llama 3's) gives each letter a
+token of its own all the same. One that makes two letters one token, or a letter several, is refused with what it does.
+Foreign identifiers in texts are
 rewritten, `[B]` to `(B)`, and special tokens taken out, so that no passage can vote for another. The prompt always
 fits: passages are cut to equal token budgets, on token boundaries, for as long as it does not.
 
@@ -95,18 +97,13 @@ class ListwisePrompt:
         prompt = self._render("a query", ["a passage", "another"])
         start = self._ids(prompt)
         opened = self._ids(prompt + "[")
-        if opened[:-1] != start:
-            raise ConfigError(
-                f"{name}: an opening bracket behind the prompt is not one token of its own: {opened[-3:]}"
-            )
-        self.bracket: int = opened[-1]
-        found = []
-        for letter in letters:
+        self.bracket: int = opened[-1] if opened[:-1] == start else self._alone("[")
+        found, merged = [], {}
+        for place, letter in enumerate(letters):
             ids = self._ids(f"{prompt}[{letter}")
-            if ids[:-1] != opened:
-                pieces = self._tokenizer.convert_ids_to_tokens(ids[len(start) :])
-                raise ConfigError(f"{name}: '[{letter}' must be two tokens, the bracket and the letter; it is {pieces}")
-            found.append(ids[-1])
+            found.append(ids[-1] if ids[:-1] == [*start, self.bracket] else self._alone(letter))
+            if ids[:-1] == start:
+                merged[ids[-1]] = place
         if len(set(found)) < len(found):
             first = next(n for n, token in enumerate(found) if token in found[:n])
             twin = letters[found.index(found[first])]
@@ -115,15 +112,25 @@ class ListwisePrompt:
                 f"most here, not {num_identifiers}"
             )
         self.letters: list[int] = found
-        answer = self._ids(f"{prompt}[{letters[0]}] > [{letters[-1]}] > [{letters[0]}]")[len(start) :]
-        places = [n for n, token in enumerate(answer) if token in (found[0], found[-1])]
+        self._place_of = {**merged, **{token: place for place, token in enumerate(found)}}
+        # Of the four letters of this answer the first may be merged with its bracket.
+        answer = self._ids(f"{prompt}[{letters[0]}] > " + " > ".join(f"[{letters[n]}]" for n in (-1, 0, -1)))
+        places = [n for n, token in enumerate(answer) if n >= len(start) and token in (found[0], found[-1])][-3:]
         if len(places) != 3 or answer[places[0] + 1 : places[1]] != answer[places[1] + 1 : places[2]]:
-            pieces = self._tokenizer.convert_ids_to_tokens(answer)
+            pieces = self._tokenizer.convert_ids_to_tokens(answer[len(start) :])
             raise ConfigError(f"{name}: letters of an answer are not tokens of their own: {pieces}")
         self.separator: list[int] = answer[places[0] + 1 : places[1]]
         """What stands between two letters of an answer."""
         self.closing: list[int] = answer[places[2] + 1 :]
         """What stands behind the last letter."""
+
+    def _alone(self, text: str) -> int:
+        """The token of a bracket or letter that is merged with what stands before it, where nothing does."""
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            pieces = self._tokenizer.convert_ids_to_tokens(ids)
+            raise ConfigError(f"{self._tokenizer.name_or_path}: {text!r} must be one token of its own; it is {pieces}")
+        return ids[0]
 
     def encode(self, query: str, passages: Sequence[str], *, reserve: int = 1) -> list[int]:
         """Token ids of the window's prompt, the bracket the last; leaves `reserve` tokens of the limit free.
@@ -162,17 +169,17 @@ class ListwisePrompt:
 
     def places(self, answer: Sequence[int], num_passages: int) -> list[int]:
         """The order that generated tokens mean: always all places, those not named behind the others as they came."""
-        place_of = {token: place for place, token in enumerate(self.letters[:num_passages])}
-        named = dict.fromkeys(place_of[token] for token in answer if token in place_of)
+        found = (self._place_of.get(token, num_passages) for token in answer)
+        named = dict.fromkeys(place for place in found if place < num_passages)
         return [*named, *(place for place in range(num_passages) if place not in named)]
 
     def _render(self, query: str, passages: Sequence[str]) -> str:
         config, known = self._config, {"num": str(len(passages)), "query": query}
         lines = [
-            _filled(config.body, known | {"rank": IDENTIFIERS[place], "candidate": " ".join(text.split())})
+            filled(config.body, known | {"rank": IDENTIFIERS[place], "candidate": " ".join(text.split())})
             for place, text in enumerate(passages)
         ]
-        return self._chat.render("".join([_filled(config.prefix, known), *lines, _filled(config.suffix, known)]))
+        return self._chat.render("".join([filled(config.prefix, known), *lines, filled(config.suffix, known)]))
 
     def _ids(self, text: str) -> list[int]:
         return self._chat.ids(text)
@@ -229,7 +236,7 @@ class Chat:
         return encoded["offset_mapping"]
 
 
-def _filled(wording: str, values: dict[str, str]) -> str:
+def filled(wording: str, values: dict[str, str]) -> str:
     """Each `{name}` of the wording replaced, once: what texts from outside hold in braces stays as it is."""
     return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), wording)
 

@@ -1,8 +1,8 @@
 """A vLLM server elsewhere, through its OpenAI-compatible completions endpoint.
 
-Notable: the server has to return the log-probabilities of the ids it is asked for (`logprob_token_ids`, vLLM). One that
-ignores the field, as OpenAI's own and most others do, is refused at the first answer with what to do, because a
-reranker that silently misses candidates is worse than none.
+Notable: the server has to return the log-probabilities of the ids it is asked for (`logprob_token_ids`, vLLM). It is
+asked for some at the start; one that ignores the field, as OpenAI's own and most others do, is refused there with what
+to do, because a reranker that silently misses candidates is worse than none.
 
     EngineConfig(model=FOLDER, backend="remote", url="http://10.0.0.5:8000")      `model` gives the tokenizer here
 """
@@ -10,7 +10,7 @@ reranker that silently misses candidates is worse than none.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydr.errors import ConfigError
@@ -36,24 +36,37 @@ class RemoteEngine:
         limits = httpx.Limits(max_connections=config.max_batch_prompts)
         with httpx.Client(base_url=self._url, headers=headers, timeout=config.timeout_s) as client:
             card = _model_card(client, self._url)
-        self._name: str = card["id"]
+            self._name: str = card["id"]
+            self._probe(client)
         own = int(card.get("max_model_len") or 4096)
         self.max_model_tokens = min(own, config.max_model_tokens or own)
         self._client = httpx.AsyncClient(base_url=self._url, headers=headers, timeout=config.timeout_s, limits=limits)
 
     async def next_token_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
         wanted = list(dict.fromkeys(candidates))
-        choice = await self._complete(
-            prompt, max_tokens=1, logprobs=1, logprob_token_ids=wanted, return_tokens_as_token_ids=True
-        )
+        found = self._logprobs(await self._complete(prompt, **_asking_for(wanted)), wanted)
+        return [found[token] for token in candidates]
+
+    def _logprobs(self, choice: Mapping[str, Any], wanted: Sequence[int]) -> dict[int, float]:
         top = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0] or {}
-        found = {name: value for name, value in top.items() if name.startswith("token_id:")}
-        if any(f"token_id:{token}" not in found for token in wanted):
+        if any(f"token_id:{token}" not in top for token in wanted):
             raise ConfigError(
                 f"{self._url} does not return the log-probabilities of the token ids it is asked for "
                 "(logprob_token_ids); it must be a vLLM server of version 0.29 or later"
             )
-        return [float(found[f"token_id:{token}"]) for token in candidates]
+        return {token: float(top[f"token_id:{token}"]) for token in wanted}
+
+    def _probe(self, client: Any) -> None:
+        """Raises `ConfigError` for a server that cannot answer for given ids, whatever its reason."""
+        import httpx
+
+        wanted = [1, 2, 3]  # in every vocabulary, and hardly all of them among the best
+        try:
+            response = client.post("/v1/completions", json=self._body([1], **_asking_for(wanted)))
+            choice = response.json()["choices"][0] if response.status_code == 200 else {}
+        except (httpx.HTTPError, KeyError, IndexError, ValueError):
+            choice = {}
+        self._logprobs(choice, wanted)
 
     async def generate(self, prompt: Sequence[int], *, max_tokens: int, stop: Sequence[int] = ()) -> list[int]:
         choice = await self._complete(prompt, max_tokens=max_tokens, stop_token_ids=list(stop), return_token_ids=True)
@@ -65,9 +78,8 @@ class RemoteEngine:
     async def _complete(self, prompt: Sequence[int], **settings: Any) -> dict[str, Any]:
         import httpx
 
-        body = {"model": self._name, "prompt": list(prompt), "temperature": 0.0, **settings}
         try:
-            response = await self._client.post("/v1/completions", json=body)
+            response = await self._client.post("/v1/completions", json=self._body(prompt, **settings))
         except httpx.TransportError as error:
             raise EngineError(f"{self._url} does not answer: {type(error).__name__}") from error
         if response.status_code in _RETRY_STATUSES or response.status_code >= 500:
@@ -75,6 +87,9 @@ class RemoteEngine:
         if response.status_code != 200:
             raise ConfigError(f"{self._url} refused a prompt with {response.status_code}: {response.text[:300]}")
         return response.json()["choices"][0]
+
+    def _body(self, prompt: Sequence[int], **settings: Any) -> dict[str, Any]:
+        return {"model": self._name, "prompt": list(prompt), "temperature": 0.0, **settings}
 
     async def check(self) -> None:
         import httpx
@@ -88,6 +103,16 @@ class RemoteEngine:
 
     def close(self) -> None:
         """The connections end with the process."""
+
+
+def _asking_for(token_ids: Sequence[int]) -> dict[str, Any]:
+    """Of a request: one token, and the log-probabilities of these ids."""
+    return {
+        "max_tokens": 1,
+        "logprobs": 1,
+        "logprob_token_ids": list(token_ids),
+        "return_tokens_as_token_ids": True,
+    }
 
 
 def _model_card(client: Any, url: str) -> dict[str, Any]:

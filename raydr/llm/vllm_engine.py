@@ -43,6 +43,9 @@ class VllmEngine:
             "max_num_batched_tokens": config.max_batch_tokens,
             "quantization": config.quantization,
         }
+        if config.tensor_parallel * config.pipeline_parallel > 1 and _in_placement_group():
+            # Its GPUs are those of the group's bundles, of which this process has the first alone.
+            given["distributed_executor_backend"] = "ray"
         settings |= {name: value for name, value in given.items() if value is not None}
         try:
             arguments = AsyncEngineArgs(
@@ -119,6 +122,13 @@ def _set_environment(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.cache_gib))))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _in_placement_group() -> bool:
+    """Whether Ray has placed this process, such as a Serve replica with `placement_group_bundles`, in a group."""
+    import ray
+
+    return ray.is_initialized() and ray.util.get_current_placement_group() is not None
 
 
 def _has_gpu() -> bool:

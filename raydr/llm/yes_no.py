@@ -3,7 +3,7 @@
 Notable: scores are of one scale whatever else is in the list, so they compare across lists; it costs a prompt
 per passage. All passages of a list are asked about at the same time.
 
-    reranker: {import_path: "raydr.llm.yes_no:YesNoReranker", args: {engine: {model: Qwen/Qwen3-Reranker-0.6B}}}
+    reranker: {import_path: "raydr.llm.yes_no:YesNoReranker", args: {engine: {model: FOLDER_OR_HUB_NAME}}}
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import Field
 from raydr.config import Config
 from raydr.errors import ConfigError
 from raydr.llm.engine import EngineConfig
-from raydr.llm.prompt import Chat
+from raydr.llm.prompt import Chat, filled
 from raydr.llm.reranker import EngineReranker
 from raydr.types import Hit, Passage, Query
 
@@ -37,6 +37,9 @@ class YesNoReranker(EngineReranker):
         """The answer that speaks for a passage; its first token counts."""
         no: str = "no"
         """The answer that speaks against it."""
+        before_answer: str = ""
+        """Text that the answer stands behind, such as the empty thoughts of Qwen3-Reranker:
+        "<think>\\n\\n</think>\\n\\n"."""
         title_separator: str = ". "
         """Stands between title and text of a passage that has a title."""
         max_passage_words: int = Field(default=300, ge=1)
@@ -79,8 +82,8 @@ class YesNoReranker(EngineReranker):
         return ids
 
     def _ids(self, query: str, text: str) -> list[int]:
-        turn = self.config.question.replace("{query}", query).replace("{candidate}", text)
-        return self._chat.ids(self._chat.render(turn))
+        turn = filled(self.config.question, {"query": query, "candidate": text})
+        return self._chat.ids(self._chat.render(turn) + self.config.before_answer)
 
     @cached_property
     def _chat(self) -> Chat:
@@ -89,7 +92,7 @@ class YesNoReranker(EngineReranker):
     @cached_property
     def _answers(self) -> list[int]:
         """First tokens of the two answers in their place behind a prompt."""
-        prompt = self._chat.render(self.config.question)
+        prompt = self._chat.render(self.config.question) + self.config.before_answer
         start = self._chat.ids(prompt)
         found = []
         for answer in (self.config.yes, self.config.no):

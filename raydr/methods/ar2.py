@@ -7,7 +7,7 @@ passage (adversarial), and to match D's distribution (distillation). `Ar2.fit` i
 1. D: listwise cross-entropy over the gold passage and n of G's candidates
 2. D scores gold and candidates of every training query, once, as a batch job: it does not change while G is trained
 3. G: lambda * adversarial + (1 - lambda) * distillation, over the same n + 1 passages
-4. embed the corpus with G, index it, mine the next candidates
+4. embed the corpus with G, index it, mine the next candidates (`first: retriever`: before the ranker's turn)
 5. measure on the dev queries, where `mine.dev_split` names them, beside all rounds before: `round-NN/evaluate`
 
 | equation | function |
@@ -194,6 +194,10 @@ class Ar2(DualEncoderMethod):
         Every step is made once, in a folder of its round: a run that was killed anywhere is run again from the top,
         goes on where it was, and ends with the same two models.
         """
+        if steps.config.mine.source_file is not None:
+            raise ConfigError(
+                "mine.source_file: AR2 mines new candidates in every round, and a file holds one set; leave it out"
+            )
         retriever, ranker = self._retriever(self.config.model), self._ranker()
         index = steps.base(retriever)
         examples, dev = steps.mine(retriever, index, "examples"), steps.dev(retriever, index)
@@ -219,9 +223,9 @@ class Ar2(DualEncoderMethod):
                         student, plan, examples, f"{folder}/retriever", dev=dev, start=retriever_state, keep_state=True
                     )
                     retriever_state, weights = model.path / STATE, _folder(model)
-            retriever = self._retriever(weights)
-            index = steps.index(retriever, folder)  # the refresh: both sides of the index are this round's
-            examples = steps.mine(retriever, index, f"{folder}/examples")
+                    retriever = self._retriever(weights)
+                    index = steps.index(retriever, folder)  # the refresh: both sides of the index are this round's
+                    examples = steps.mine(retriever, index, f"{folder}/examples")
             runs = steps.evaluate(self._both(weights, scorer), index, folder, baselines=runs)
         return self._both(weights, scorer)
 
@@ -273,6 +277,7 @@ class Ar2(DualEncoderMethod):
         changes = {
             "max_steps": self.config.ranker_warmup_steps,
             "learning_rate": self.config.ranker_warmup_learning_rate,
+            "schedule_steps": None,
         }
         return settings_for(self._ranker(), steps.train_config.model_copy(update=changes))
 
@@ -283,7 +288,8 @@ class Ar2(DualEncoderMethod):
         each = config.ranker_steps if is_ranker else config.retriever_steps
         rate = config.ranker_learning_rate if is_ranker else steps.train_config.learning_rate
         changes = {"max_steps": number * each, "schedule_steps": config.rounds * each, "learning_rate": rate}
-        plan = steps.train_config.model_copy(update={**changes, "keep": "last"})
+        # A block that ended early would throw the count of steps out, and what is handed on is the last.
+        plan = steps.train_config.model_copy(update={**changes, "keep": "last", "patience": 0})
         return settings_for(self._ranker(), plan) if is_ranker else plan
 
 

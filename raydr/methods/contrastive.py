@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from raydr.encoders.text import TextEncoder
+from raydr.errors import ConfigError
 from raydr.losses import contrastive
 from raydr.methods.base import DualEncoderConfig, DualEncoderMethod
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
@@ -87,7 +88,7 @@ class Contrastive(DualEncoderMethod):
         """Scores are divided by it: 0.05 suits normalised embeddings, 1 those of any length."""
         symmetric: bool = False
         """Whether positives have to find their queries as well."""
-        matryoshka: list[int] = Field(default_factory=list)
+        matryoshka: list[PositiveInt] = Field(default_factory=list)
         """Prefixes of the embedding to train besides its whole, e.g. [128, 64]; empty: only the whole."""
         in_batch: bool = True
         """Whether other queries' passages are negatives as well, or only a query's own."""
@@ -105,12 +106,15 @@ class Contrastive(DualEncoderMethod):
     config: Config
 
     def build_objective(self) -> EmbeddingObjective:
+        encoder = TextEncoder(self.encoder_config)
+        if too_long := [size for size in self.config.matryoshka if size > encoder.dim]:
+            raise ConfigError(f"matryoshka: {too_long[0]} is more than the {encoder.dim} dimensions of the embedding")
         objective = InBatchContrastive(
             temperature=self.config.temperature,
             symmetric=self.config.symmetric,
             matryoshka=self.config.matryoshka,
             in_batch=self.config.in_batch,
-            normalize=TextEncoder(self.encoder_config).normalize,
+            normalize=encoder.normalize,
         )
         objective.gather = self.config.gather
         return objective

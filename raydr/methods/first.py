@@ -142,7 +142,8 @@ class WindowBatches:
     """Windows of a query's candidates with the teacher's scores; all windows of a batch of one size.
 
     Each batch is of `window_size` passages or, with probability `short_share`, of a smaller random size, so that short
-    lists are learned as well. One of a window's passages is a positive: without, judgements alone say nothing of it.
+    lists are learned as well. Where judgements alone are known, one of a window's passages is a positive, or nothing
+    would be learned from it; of a teacher's order any passages are drawn, as a sliding window may hold any.
     With probability `shuffled_share` they stand in random order, else as the retriever ranked them, where the miner
     left its scores. The teacher is a ranker (`scores`, an artifact of `raydr.stages.score`); without one, the
     scores that a file of examples gave, or else the judgements: what is relevant before what was mined, and no order
@@ -173,7 +174,9 @@ class WindowBatches:
                 )
             teacher, miner = _teacher_and_miner(examples, row)
             teacher = given[row] if given is not None else teacher
-            self._candidates.append(_Candidates(rows, len(examples.positives(row)), teacher, miner))
+            is_order = len(np.unique(teacher)) > 2
+            num_first = len(rows) if is_order else len(examples.positives(row))
+            self._candidates.append(_Candidates(rows, num_first, teacher, miner))
 
     def __iter__(self) -> Iterator[list[Group]]:
         rng = np.random.default_rng(self._seed)
@@ -190,9 +193,9 @@ class WindowBatches:
 
     def _window(self, row: int, size: int, rng: np.random.Generator) -> Group:
         candidates = self._candidates[row]
-        positive = rng.integers(candidates.num_positives)
-        others = np.delete(np.arange(len(candidates.rows)), positive)
-        chosen = rng.permutation([positive, *rng.permutation(others)[: size - 1]])
+        first = rng.integers(candidates.num_first)
+        others = np.delete(np.arange(len(candidates.rows)), first)
+        chosen = rng.permutation([first, *rng.permutation(others)[: size - 1]])
         if candidates.miner_scores is not None and rng.random() >= self._shuffled_share:
             chosen = chosen[np.argsort(-candidates.miner_scores[chosen], kind="stable")]
         scores = candidates.teacher_scores[chosen]
@@ -200,10 +203,12 @@ class WindowBatches:
 
 
 class _Candidates(NamedTuple):
-    """What a query's windows are drawn from: rows of passages, positives first."""
+    """What a query's windows are drawn from: rows of passages, positives first; each window holds at least one of the
+    first `num_first`.
+    """
 
     rows: np.ndarray
-    num_positives: int
+    num_first: int
     teacher_scores: np.ndarray
     miner_scores: np.ndarray | None
 
@@ -298,7 +303,8 @@ class First(RankerMethod):
         if self.config.span_steps:
             train = steps.train_config
             settings = {"max_steps": self.config.span_steps, "batch_size": self.config.span_batch_size}
-            config = train.model_copy(update={**settings, "evaluate_every": 0, "patience": 0})
+            ignored = {"schedule_steps": None, "evaluate_every": 0, "patience": 0}
+            config = train.model_copy(update={**settings, **ignored})
             spans = span_examples(
                 steps.corpus,
                 out / "spans",

@@ -23,7 +23,8 @@ Departures from the paper:
 - A passage known to be relevant for a query, or a copy of one (`ExampleSet.relevant`), is never one of its negatives;
   the paper takes every other passage.
 - Several positives of a query in a batch share its weight.
-- `within: query` (RankNet) and `within: cluster` (mixed datasets, whose scores need no common scale) are additions.
+- `within: query` (RankNet) is an addition; so is `within="cluster"` of the objective (mixed datasets, whose scores need
+  no common scale), for a method whose batches carry clusters.
 - The paper trains plain pretrained checkpoints; name one in `model` to reproduce it.
 
 Numbers to reproduce, MiniLM, contrastive -> MW, in-domain (Table 1): NQ, AUC .70 -> .84, MRR@10 .35 -> .36; SQuAD, AUC
@@ -64,9 +65,8 @@ class MwConfig(DualEncoderConfig):
     """Differences of scores are divided by it (section 5.1)."""
     reduction: Reduction = "mean"
     """`mean` over all pairs, or `paper`: a mean over positives of the sum over the pool (eq. 3)."""
-    within: Within = "batch"
-    """Whose negatives a positive is compared with: those of the whole batch (the paper), of queries with the same
-    cluster (for a method whose batches carry one), or of its own query."""
+    within: Literal["batch", "query"] = "batch"
+    """Whose negatives a positive is compared with: those of the whole batch (the paper), or of its own query."""
     chunk_size: int = Field(default=16, ge=1)
     """Positives compared with the pool at once; changes memory, not the loss."""
 

@@ -329,7 +329,11 @@ class TasBalanced(DualEncoderMethod):
         config = self.config
         if not config.cross_encoder_steps:
             return config.cross_encoder
-        changes = {"max_steps": config.cross_encoder_steps, "learning_rate": config.cross_encoder_learning_rate}
+        changes = {
+            "max_steps": config.cross_encoder_steps,
+            "learning_rate": config.cross_encoder_learning_rate,
+            "schedule_steps": None,
+        }
         plan = settings_for(config.cross_encoder, steps.train_config.model_copy(update=changes))
         model = steps.train(config.cross_encoder, plan, examples, "cross-encoder", dev=dev)
         args = {**config.cross_encoder.args, "model": str((model.path / MODEL).resolve())}
@@ -345,7 +349,12 @@ class TasBalanced(DualEncoderMethod):
         shared = ("model", "max_query_tokens", "max_passage_tokens", "query_prompt", "passage_prompt")
         args = {name: value for name, value in self.component.args.items() if name in shared}
         method = Component(import_path=COLBERT, args={**args, "scores": scores})
-        changes = {"max_steps": config.colbert_steps, "learning_rate": config.colbert_learning_rate, "keep": "last"}
+        changes = {
+            "max_steps": config.colbert_steps,
+            "learning_rate": config.colbert_learning_rate,
+            "schedule_steps": None,
+            "keep": "last",
+        }
         plan = settings_for(method, steps.train_config.model_copy(update=changes))
         model = steps.train(method, plan, examples, "colbert")
         return str((model.path / MODEL).resolve())

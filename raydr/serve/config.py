@@ -60,13 +60,15 @@ class Limits(Config):
     queries: int = Field(default=64, ge=1)
     """Most queries in one search."""
     hits: int = Field(default=10_000, ge=1)
-    """Most hits in one response: `k` times the number of queries."""
+    """Most hits in one response, `k` times the number of queries; and most hits that one request has judged,
+    `rerank_depth` (and `feedback.depth`) times the number of queries."""
     inputs: int = Field(default=256, ge=1)
     """Most texts in one embeddings request."""
     documents: int = Field(default=1000, ge=1)
     """Most documents in one rerank request, and most hits reordered per query of a search."""
     rerank_timeout_s: float = Field(default=20.0, gt=0)
-    """A search waits so long for its reranker; then it fails or keeps the first order, as it asked."""
+    """A search waits so long for its rerankers, those of feedback included; then it fails or keeps the first order, as
+    it asked. Shorter than `request_timeout_s`, which leaves no time to answer."""
     ids: int = Field(default=10_000, ge=1, le=MAX_IDS)
     """Most entries of `allow_ids` and of `exclude_ids`."""
     filter_values: int = Field(default=1000, ge=1)
@@ -75,6 +77,15 @@ class Limits(Config):
     """Requests one Ingress replica works on at a time; more are answered 429 with `Retry-After` at once."""
     request_timeout_s: float = Field(default=30.0, gt=0)
     """A request that takes longer is cancelled and answered 504."""
+
+    @model_validator(mode="after")
+    def _time_left_to_answer(self) -> Limits:
+        if self.rerank_timeout_s >= self.request_timeout_s:
+            raise ValueError(
+                f"rerank_timeout_s ({self.rerank_timeout_s:g}) must be less than request_timeout_s "
+                f"({self.request_timeout_s:g}), or no search could keep its first order when a reranker is slow"
+            )
+        return self
 
 
 class AppArgs(Config):

@@ -22,9 +22,11 @@ def check_search(request: SearchRequest, limits: Limits) -> None:
     else:
         _at_most(len(request.texts[0]), limits.query_chars, "query", "characters")
     _at_most(request.k * len(request.texts), limits.hits, "k", "hits over all queries")
-    _at_most(request.rerank_depth or 0, limits.documents, "rerank_depth", "hits")
-    if request.feedback is not None:
-        _at_most(request.feedback.depth or 0, limits.documents, "feedback.depth", "hits")
+    feedback_depth = request.feedback.depth if request.feedback is not None else None
+    for field, depth in {"rerank_depth": request.rerank_depth, "feedback.depth": feedback_depth}.items():
+        if depth is not None:
+            _at_most(depth, limits.documents, field, "hits")
+            _at_most(depth * len(request.texts), limits.hits, field, "hits over all queries")
     _at_most(len(request.allow_ids or ()), limits.ids, "allow_ids", "entries")
     _at_most(len(request.exclude_ids), limits.ids, "exclude_ids", "entries")
     _at_most(_count_values(request.filters), limits.filter_values, "filters", "values")

@@ -17,6 +17,7 @@ from typing import Any
 
 from raydr.config import Component
 from raydr.encoders.factory import build_reranker
+from raydr.errors import RaydrError
 from raydr.llm.engine import EngineError
 from raydr.serve.errors import ApiError
 from raydr.types import Hit, Passage, Query
@@ -43,11 +44,28 @@ class Reranker:
             if self._is_async:
                 ranked = await self._reranker.rerank_async(asked, hits, by_place)
             else:
-                async with self._turn:
-                    ranked = await asyncio.to_thread(self._reranker.rerank, asked, hits, by_place)
+                ranked = await self._in_turn(asked, hits, by_place)
         except EngineError as error:
             raise ApiError(503, "reranker_unavailable", f"the reranker: {error}", retry_after_s=5.0) from error
+        except RaydrError as error:
+            raise ApiError(500, "reranker_failed", f"the reranker: {error}") from error
         return [(int(hit.passage_id), float(hit.score)) for hit in ranked]
+
+    async def _in_turn(self, query: Query, hits: list[Hit], passages: dict[str, Passage]) -> list[Hit]:
+        """In a thread, which goes on when its caller leaves: the next one waits for it all the same."""
+        await self._turn.acquire()
+        try:
+            work = asyncio.ensure_future(asyncio.to_thread(self._reranker.rerank, query, hits, passages))
+        except BaseException:
+            self._turn.release()
+            raise
+        work.add_done_callback(self._next)
+        return await asyncio.shield(work)
+
+    def _next(self, work: asyncio.Future[Any]) -> None:
+        self._turn.release()
+        if not work.cancelled():
+            work.exception()  # looked at, also where nobody waits for it any more
 
     async def check_health(self) -> None:
         """Asked by Serve every few seconds; raising makes it replace the replica."""

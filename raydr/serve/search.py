@@ -248,6 +248,7 @@ class _Search:
             depth = asked.depth or searcher._args.feedback.depth
             self.feedback = Feedback(scores=asked.scores, order=asked.order, depth=depth)
         self.timings_ms: dict[str, float] = {}
+        self._judged_until: float | None = None
 
     async def run(self) -> list[QueryResult]:
         texts = self._request.texts
@@ -396,14 +397,24 @@ class _Search:
         await self._fetch(np.concatenate(rows))
         rerank = self._of._rerankers[name].rerank.remote
         lists = [[self._passage(row) for row in own.tolist()] for own in rows]
-        calls = [call(rerank(text, own, request_id=self._request_id)) for text, own in zip(texts, lists, strict=True)]
         limit_s = self._of._args.limits.rerank_timeout_s
+        if self._judged_until is None:  # one limit for all that rerankers do for a request, feedback included
+            self._judged_until = asyncio.get_running_loop().time() + limit_s
         try:
-            return await asyncio.wait_for(asyncio.gather(*calls), limit_s)
-        except (ApiError, TimeoutError) as error:
-            failure = error if isinstance(error, ApiError) else _timed_out(limit_s)
-            metrics.record_rerank_failure(name, failure.code)
-            raise failure from None
+            async with asyncio.timeout_at(self._judged_until), asyncio.TaskGroup() as group:
+                # A group, because the lists that are still being ranked when one fails are cancelled with it.
+                asked = [
+                    group.create_task(call(rerank(text, own, request_id=self._request_id)))
+                    for text, own in zip(texts, lists, strict=True)
+                ]
+        except* ApiError as errors:
+            failure = next(error for error in errors.exceptions if isinstance(error, ApiError))
+        except* TimeoutError:
+            failure = _timed_out(limit_s)
+        else:
+            return [task.result() for task in asked]
+        metrics.record_rerank_failure(name, failure.code)
+        raise failure
 
     def _hit(self, query: str, found: _Found, fields: set[str]) -> SearchHit:
         row = found.row

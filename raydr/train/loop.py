@@ -110,10 +110,6 @@ class _Training:
         self.method = method
         self.engine = Engine(model, self.config, is_gpu=self.config.worker_gpus > 0)
         torch.manual_seed(self.config.seed + 1 + worker_rank)  # different dropout everywhere
-        if not worker_rank:
-            from tensorboardX import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(job.out / "tensorboard"))
         self.step = 0
         self.best: float | None = None
         self.without_gain = 0
@@ -128,7 +124,10 @@ class _Training:
         if start == self.job.start:  # not a part of this run: its evaluations say nothing about what this one gains
             self.best, self.without_gain = None, 0
         if not self.worker_rank:
+            from tensorboardX import SummaryWriter
+
             drop_after(self.job.out / METRICS, self.step)
+            self.tensorboard = SummaryWriter(str(self.job.out / "tensorboard"), purge_step=self.step + 1)
         batches = stream(
             self.sampler,
             self.tokenizer,
@@ -177,9 +176,11 @@ class _Training:
         means = mean_over_workers(totals)
         means["tokens"] *= self.num_workers
         if not math.isfinite(means["loss"]):  # the mean over workers, so that all of them see it and stop together
-            self._stop_at_nan(done)
+            self._stop_at_nan("loss", done)
         means["learning_rate"] = self.config.learning_rate_at(self.step)
         norm = self.engine.step(means["learning_rate"])
+        if norm is not None and not math.isfinite(norm):  # of all workers' gradients
+            self._stop_at_nan("gradient", done)
         return means if norm is None else {**means, "gradient_norm": norm}
 
     def _backward(self, batch: Any, weight: float) -> Any:
@@ -194,17 +195,19 @@ class _Training:
         self.engine.backward(output.loss * weight)
         return output
 
-    def _stop_at_nan(self, done: list[tuple[Any, float]]) -> None:
-        """Saves the first of the step's batches that gave such a loss, on whatever worker: each saves its own share."""
+    def _stop_at_nan(self, what: str, done: list[tuple[Any, float]]) -> None:
+        """Saves the first of the step's batches that gave such a loss, on whatever worker: each saves its own share.
+        Where all losses are numbers and the gradient is not, it is the last of them.
+        """
         from raydr.train.distributed import most_of_all_workers
         from raydr.train.dump import save_batch
 
         own = next((number for number, (_, loss) in enumerate(done) if not math.isfinite(loss)), len(done))
-        number = -most_of_all_workers(-own, self.engine.device)
+        number = min(-most_of_all_workers(-own, self.engine.device), len(done) - 1)
         name = f"nan-step-{self.step}-worker-{{}}.safetensors"
         save_batch(done[number][0], self.job.out / name.format(self.worker_rank))
         raise RaydrError(
-            f"the loss of step {self.step} is not a number; the batch that did it (number {number + 1} of the step's "
+            f"the {what} of step {self.step} is not a number; the batch that did it (number {number + 1} of the step's "
             f"{len(done)}) is in {self.job.out / name.format('*')}: each worker's share, with the ids of its queries. "
             "Usual causes: a learning rate that is too high, no clipping, bfloat16 with a very low temperature"
         )
@@ -273,7 +276,10 @@ class _Training:
             model = self.method.build_model()
             if self.config.lora is not None:
                 model = with_adapters(model, self.config.lora)
-        model.load_state_dict(weights)
+        # What is frozen is in the engine only in the precision it computes in.
+        named, own = model.named_parameters(remove_duplicate=False), model.state_dict()
+        frozen = {name: own[name] for name, weight in named if not weight.requires_grad}
+        model.load_state_dict({**weights, **frozen})
         if self.config.lora is not None:
             model = without_adapters(model)
         target, scratch = self.job.out / name, self.job.out / f".{name}.{os.getpid()}"

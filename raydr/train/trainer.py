@@ -19,6 +19,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from raydr.artifacts import (
     open_artifact,
     write_artifact,
 )
-from raydr.config import Component
+from raydr.config import Component, validate
 from raydr.data.examples import ExampleSet
 from raydr.errors import ConfigError, RaydrError
 from raydr.progress import followed
@@ -71,6 +72,7 @@ def train_model(
     `config.max_steps` in all. Every node must see the same paths. Raises `ConfigError` for a setting that means nothing
     to this method or without dev examples, and `RaydrError` when training ends with an error.
     """
+    config = validate(TrainConfig, config.model_dump(), where="train")  # which a method may have changed a part of
     settings = {
         "method": method.model_dump(mode="json"),
         "train": config.model_dump(mode="json", exclude=set(_PLACES)),
@@ -164,6 +166,7 @@ def _fit(job: Job, storage: Path) -> Path:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    _find_room(job.train)
     api: Any = ray.train  # whose names are annotated as those of two generations of Ray Train
     config = job.train
     (job.out / REFUSED).unlink(missing_ok=True)
@@ -196,6 +199,37 @@ def _fit(job: Job, storage: Path) -> Path:
     if result.checkpoint is None:
         raise RaydrError(f"training ended without a checkpoint; Ray Train's log in {storage} says more")
     return Path(result.checkpoint.path)
+
+
+def _find_room(config: TrainConfig) -> None:
+    """Raises `ConfigError` where the workers do not fit a cluster that nobody will enlarge, the one started here; says
+    what is waited for on another one.
+    """
+    import ray
+
+    from raydr import runtime
+
+    runtime.connect()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(_fitting(node, config) for node in nodes)
+    if room >= config.num_workers:
+        return
+    asked = f"{config.num_workers} x {config.worker_cpus:g} CPUs"
+    asked += f" and {config.worker_gpus:g} GPUs" if config.worker_gpus else ""
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    has = f"{cpus:g} CPUs and {gpus:g} GPUs, room for {room} workers"
+    if runtime.owns_cluster():
+        raise ConfigError(
+            f"train.num_workers, train.worker_cpus, train.worker_gpus: training asks for {asked}, and this machine has "
+            f"{has}; set them lower, or submit the job to a larger cluster"
+        )
+    print(f"train: waiting for {asked}; the cluster has {has}", file=sys.stderr)
+
+
+def _fitting(node: Mapping[str, float], config: TrainConfig) -> int:
+    """Training workers that a node has the resources for."""
+    room = node.get("CPU", 0) // config.worker_cpus
+    return int(min(room, node.get("GPU", 0) // config.worker_gpus) if config.worker_gpus else room)
 
 
 def _cause(error: BaseException) -> str:

@@ -127,6 +127,7 @@ def other_server():
 
     class Handler(BaseHTTPRequestHandler):
         status = 200
+        top = {"a": -0.5}
 
         def _send(self, body: object) -> None:
             text = json.dumps(body).encode()
@@ -140,7 +141,7 @@ def other_server():
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self._send({"choices": [{"text": "a", "logprobs": {"top_logprobs": [{"a": -0.5}]}}]})
+            self._send({"choices": [{"text": "a", "logprobs": {"top_logprobs": [self.top]}}]})
 
         def log_message(self, *_: object) -> None:
             pass
@@ -152,10 +153,16 @@ def other_server():
 
 
 def test_a_server_that_cannot_answer_for_given_ids_is_refused(causal_lm, other_server):
+    """At the start, before anybody has asked."""
     url, handler = other_server
-    engine = build_engine(EngineConfig(model=str(causal_lm("Llama")), backend="remote", url=url))
+    config = EngineConfig(model=str(causal_lm("Llama")), backend="remote", url=url)
     with pytest.raises(ConfigError, match="logprob_token_ids.*vLLM server"):
-        asyncio.run(engine.next_token_logprobs([1, 2], [3, 4]))
+        build_engine(config)
+    handler.top = {f"token_id:{token}": -1.0 - token for token in range(5)}
+    engine = build_engine(config)
+    assert asyncio.run(engine.next_token_logprobs([1, 2], [3, 4])) == [-4.0, -5.0]
+    with pytest.raises(ConfigError, match="logprob_token_ids.*vLLM server"):
+        asyncio.run(engine.next_token_logprobs([1, 2], [3, 9]))
     handler.status = 503
     with pytest.raises(EngineError, match="503"):
         asyncio.run(engine.check())

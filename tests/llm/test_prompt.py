@@ -1,7 +1,7 @@
 """The prompt of a window: its bracket and letters, what is cut, what is rewritten, which tokenizers are refused."""
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from raydr.errors import ConfigError
@@ -100,10 +100,64 @@ def _by_words(vocabulary, pattern):
     return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="?", name_or_path="merging")
 
 
-def test_a_tokenizer_that_merges_bracket_and_letter_is_refused():
+def test_a_tokenizer_without_a_token_for_each_letter_is_refused():
     merging = _by_words(["?", "[A", "[", "A"], pre_tokenizers.WhitespaceSplit())
-    with pytest.raises(ConfigError, match="merging.*must be two tokens"):
-        listwise(merging)
+    with pytest.raises(ConfigError, match="merging: letters of an answer are not tokens of their own"):
+        listwise(merging, num_identifiers=1)
+    spelled = Tokenizer(models.BPE({"<": 0, "[": 1, "A": 2}, [], byte_fallback=False))
+    spelled.normalizer = normalizers.Replace("A", "AA")
+    made = PreTrainedTokenizerFast(tokenizer_object=spelled, name_or_path="spelling")
+    with pytest.raises(ConfigError, match=r"spelling: 'A' must be one token of its own; it is \['A', 'A'\]"):
+        listwise(made, num_identifiers=1)
+
+
+QWEN = (  # of Qwen and, but for the digits, of GPT-4 and Llama 3
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+ORDERS = ["[A] > [B] > [T]", "[T]", "[A]", "[B]\n[A]"]
+
+
+def _trained(pattern, decoder, **settings) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer that has seen many an order, with a chat template."""
+    own = Tokenizer(models.BPE(**settings))
+    own.pre_tokenizer, own.decoder = pattern, decoder
+    alphabet = [*pre_tokenizers.ByteLevel.alphabet()]
+    specials = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=specials, initial_alphabet=alphabet)
+    own.train_from_iterator([f"\n{order}" for order in ORDERS for _ in range(50)], trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=own, name_or_path="trained", eos_token="<|end|>")
+    made.chat_template = CHAT.replace("<|assistant|>{% endif", "<|assistant|>\n{% endif")
+    return made
+
+
+@pytest.fixture(params=["byte level", "metaspace"])
+def trained(request):
+    if request.param == "metaspace":  # Mistral's and Llama 2's
+        marks = pre_tokenizers.Punctuation()
+        return _trained(pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), marks]), decoders.Metaspace())
+    split = pre_tokenizers.Split(Regex(QWEN), "isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _trained(pre_tokenizers.Sequence([split, bytes_]), decoders.ByteLevel())
+
+
+def test_bracket_and_letter_are_two_tokens_also_where_the_tokenizer_would_merge_them(trained):
+    prompt = listwise(trained, prefix="", suffix="", body="[{rank}] {candidate}\n", max_tokens=2000)
+    ids = prompt.encode("mice", ["a cat", "a dog"])
+    assert trained.decode(ids).endswith("[")
+    for place, letter in ((0, "A"), (1, "B"), (19, "T")):
+        assert trained.decode([*ids, prompt.letters[place]]).endswith(f"[{letter}")
+    whole = [*ids, *prompt.answer([19, 0, 1])]
+    assert trained.decode(whole).endswith("[T] > [A] > [B]")
+    assert prompt.places(whole[len(ids) :], 20)[:4] == [19, 0, 1, 2]
+    natural = trained("\n[B] > [A]", add_special_tokens=False)["input_ids"]  # what an untrained model would write
+    assert prompt.places(natural, 2) == [1, 0]
+
+
+def test_qwens_pattern_does_merge(trained, request):
+    """What the test above is about is there."""
+    merged = trained("\n[A", add_special_tokens=False)["input_ids"][-1]
+    is_merged = trained.convert_ids_to_tokens(merged).endswith("[A")
+    assert is_merged == ("byte level" in request.node.name)
 
 
 def test_more_than_26_letters_where_the_tokenizer_knows_case():

@@ -5,15 +5,18 @@ The whole loop on Ray Train, killed and compared, is in `tests/verbs/test_train.
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from raydr.artifacts import open_artifact, write_artifact
+from raydr import artifacts
+from raydr.artifacts import MANIFEST, open_artifact, write_artifact
 from raydr.config import Component, validate
 from raydr.encoders.colbert import load_colbert
 from raydr.encoders.cross_encoder import PairConfig, load_cross_encoder, save_cross_encoder
@@ -21,7 +24,7 @@ from raydr.encoders.factory import build_ranker
 from raydr.errors import ConfigError
 from raydr.methods.ar2 import Adversarial, Ar2, Ar2Config, _warn_of_guessing, adversarial, distillation, rewards
 from raydr.methods.base import build_method
-from raydr.stages.config import ScoreConfig
+from raydr.stages.config import MineConfig, ScoreConfig
 from raydr.stages.score import open_scores, score_examples
 from raydr.train import grad_cache
 from raydr.train.batches import to_batch, tokenized
@@ -106,6 +109,11 @@ def test_the_objective_scores_each_querys_own_group():
     torch.testing.assert_close(output.loss, 0.25 * adversarial(g, teacher) + 0.75 * distillation(g, teacher))
     only_distilled = Adversarial(Ar2Config(adv_lambda=0.0, score_scale=2.0)).loss(queries, passages, labels)
     torch.testing.assert_close(only_distilled.loss, distillation(g, teacher))
+    as_printed = Ar2Config(adv_form="paper", adv_reduction="sum", ranker_temperature=3.0)
+    output = Adversarial(as_printed).loss(queries, passages, labels)
+    adv = adversarial(g / 2, teacher, form="paper", reduction="sum")
+    torch.testing.assert_close(output.loss, (adv + distillation(g / 2, teacher, temperature=3.0)) / 2)
+    assert output.metrics.keys() == {"adversarial", "distillation"}
     with pytest.raises(ConfigError, match="ranker's scores"):
         Adversarial(config).loss(queries, passages, Labels(torch.arange(12), torch.arange(0, 12, 4)[:, None]))
 
@@ -258,7 +266,10 @@ class Recording:
     """Steps that do nothing but say what they were asked for."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.train_config = TrainConfig(batch_size=4, max_steps=1, learning_rate=1e-5)
+        self.train_config = TrainConfig(
+            batch_size=4, max_steps=1, schedule_steps=3, learning_rate=1e-5, evaluate_every=1, patience=2
+        )
+        self.config = SimpleNamespace(mine=MineConfig())
         self.calls: list[tuple] = []
         self._out = tmp_path
 
@@ -294,6 +305,15 @@ class Recording:
         return open_artifact(self._out / folder)
 
 
+def test_a_file_of_examples_is_refused(tmp_path):
+    """It would be the candidates of every round."""
+    steps = Recording(tmp_path)
+    steps.config.mine = MineConfig(source_file="train.jsonl")
+    with pytest.raises(ConfigError, match=r"mine\.source_file: AR2 mines new candidates in every round"):
+        Ar2(Ar2Config()).fit(steps)
+    assert not steps.calls
+
+
 @pytest.mark.parametrize("first", ["ranker", "retriever"])
 def test_schedule(tmp_path, first):
     steps = Recording(tmp_path)
@@ -306,18 +326,24 @@ def test_schedule(tmp_path, first):
     assert [call[2] for call in evaluations] == [str(tmp_path / name) for name in ("base", "round-01", "round-02")]
     assert evaluations[-1][4] == ["base", "round-01"]  # beside which the last one stands
     assert evaluations[-1][3] == trained  # both players of the round
-    assert kinds[-3:] == ["index", "mine", "evaluate"]
+    turn = ["train", "index", "mine"] if first == "ranker" else ["index", "mine", "train"]
+    assert kinds[-4:] == [*turn, "evaluate"]
     trainings = {call[1]: call for call in steps.calls if call[0] == "train"}
-    assert trainings["ranker-warmup"][2].max_steps == 7
+    warmup = trainings["ranker-warmup"][2]
+    assert (warmup.max_steps, warmup.schedule_steps) == (7, None)  # the plan of the retriever is not the ranker's
     for player, each in (("ranker", 5), ("retriever", 15)):
         plans = [trainings[f"round-0{number}/{player}"][2] for number in (1, 2)]
         assert [plan.max_steps for plan in plans] == [each, 2 * each]
         assert {plan.schedule_steps for plan in plans} == {2 * each}
+        assert {(plan.keep, plan.patience) for plan in plans} == {("last", 0)}
         # One schedule: the second round begins at the rate where the first ended.
         assert plans[0].learning_rate_at(each) == plans[1].learning_rate_at(each)
         starts = [trainings[f"round-0{number}/{player}"][4] for number in (1, 2)]
         assert starts == [None, tmp_path / f"round-01/{player}/state"]
     assert trainings["round-02/retriever"][3] == "round-01/examples"  # candidates of the round before
+    # Algorithm 1 refreshes between the turns, so that the ranker learns from what the retriever now finds.
+    refreshed = ["examples", "round-01/examples"] if first == "ranker" else ["round-01/examples", "round-02/examples"]
+    assert [trainings[f"round-0{number}/ranker"][3] for number in (1, 2)] == refreshed
     names = [call[1] for call in steps.calls if call[1].startswith("round-01/")]
     order = [name for name in names if name in ("round-01/ranker", "round-01/retriever")]
     assert order == ([f"round-01/{player}" for player in ("ranker", "retriever")][:: 1 if first == "ranker" else -1])
@@ -394,6 +420,38 @@ def test_what_a_setting_changes_is_made_again_and_nothing_else(tmp_path, tiny_be
         section.update(change)
         fitted(settings)
         assert made(out) == remade, change
+
+
+def test_a_run_killed_at_every_step_ends_as_one_that_was_not(tmp_path, tiny_beir, instant_training, monkeypatch):
+    """Every artifact is interrupted once, when it lacks nothing but its manifest."""
+
+    class Killed(BaseException):
+        pass
+
+    settings, killed = run_config(tmp_path, tiny_beir), set()
+    settings["method"]["args"]["rounds"] = 1
+    out = fitted(settings).out
+    models = [out / folder / "model" for folder in ("ranker-warmup", "round-01/ranker", "round-01/retriever")]
+    whole = [digests(folder) for folder in models]
+    shutil.rmtree(out)
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name == MANIFEST and path not in killed:
+            killed.add(path)
+            raise Killed
+        written(path, content)
+
+    written = artifacts.write_durably
+    monkeypatch.setattr(artifacts, "write_durably", write)
+    for _ in range(100):
+        try:
+            fitted(settings)
+            break
+        except Killed:
+            pass
+    first = {name for name in ROUNDS if name.startswith("round-01")}
+    assert {str(path.parent.relative_to(out)) for path in killed} == START | WARMUP | first | {"method"}
+    assert [digests(folder) for folder in models] == whole
 
 
 def test_what_was_made_from_a_model_is_made_again_when_the_model_is(tmp_path, tiny_beir, instant_training, made):

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from raydr.methods.ar2 import Adversarial, Ar2Config
 from raydr.methods.contrastive import InBatchContrastive
 from raydr.methods.cross_encoder import Ranking
 from raydr.methods.mw import MannWhitney
@@ -47,8 +48,9 @@ TAUGHT = [(stage, chunk_tokens) for stage in (0, 2, 3) for chunk_tokens in (None
 """With an in-batch teacher, which judges every worker's passages for the queries of all."""
 SPLIT = (0, 2, 3)
 """ZeRO stages of the cases that do not depend on caching."""
-LABELLED = ("mw-mean", "mw-paper", "mw-cluster", "pair-teacher", "both-teachers")
-"""Losses that compare across queries, and those that need what a batch knows beside its texts."""
+LABELLED = ("mw-mean", "mw-paper", "mw-cluster", "pair-teacher", "both-teachers", "ar2")
+"""Losses that compare across queries, and those that need what a batch knows beside its texts; AR2's is of
+each worker's own queries, not of the joined batch."""
 LABELLED_CASES = [(name, stage, chunk_tokens) for name in LABELLED for stage, chunk_tokens in ((0, None), (2, 40))]
 
 
@@ -66,6 +68,8 @@ def objective_of(variant: str) -> EmbeddingObjective:
             within="cluster" if variant == "mw-cluster" else "batch",
             chunk_size=3,
         )
+    if variant == "ar2":
+        return Adversarial(Ar2Config(score_scale=5.0))
     if variant in ("taught", "pair-teacher", "both-teachers"):
         weights = {"taught": (0.0, 0.75), "pair-teacher": (1.0, 0.0), "both-teachers": (1.0, 0.75)}[variant]
         objective = DualTeacher(pairwise_weight=weights[0], in_batch_weight=weights[1])
@@ -92,6 +96,29 @@ def own_part(batch: TrainBatch, start: int, end: int) -> TrainBatch:
         part.labels, teacher_scores=whole.teacher_scores[start:end], clusters=whole.clusters[start:end]
     )
     return dataclasses.replace(part, labels=labels)
+
+
+def resumed_apart(stage: int, rank: int, world_size: int, out: Path) -> float:
+    """The largest difference of a weight after two steps in bfloat16 with a checkpoint between them, and without."""
+    config = TrainConfig(num_workers=world_size, batch_size=8, zero_stage=stage, precision="bfloat16", clip_norm=0.1)
+    share = 8 // world_size
+
+    def step(engine: Engine, number: int) -> None:
+        own = own_part(batch_of("", number), rank * share, (rank + 1) * share)
+        grad_cache.backward(engine, objective_of(""), own, chunk_tokens=None)
+        engine.step(1e-3)
+
+    whole, first, second = (Engine(tiny_network(seed=seed), config, is_gpu=False) for seed in (0, 0, 1))
+    step(whole, 0)
+    step(whole, 1)
+    step(first, 0)
+    folder = out / f"resumed-{stage}"
+    first.save(folder, {"step": 1})
+    dist.barrier()
+    assert second.load(folder)["step"] == 1
+    step(second, 1)
+    ends = [engine.weights() for engine in (whole, second)]
+    return max((float((ends[0][name] - ends[1][name]).abs().max()) for name in ends[0] or {}), default=0.0)
 
 
 def main(out: Path) -> None:
@@ -136,6 +163,7 @@ def main(out: Path) -> None:
         assert (weights is None) == (rank > 0)
         if weights is not None:
             save_file({key: value.contiguous() for key, value in weights.items()}, out / f"{name}.safetensors")
+    results["resumed"] = {str(stage): resumed_apart(stage, rank, world_size, out) for stage in (1, 2, 3)}
     if rank == 0:
         (out / "results.json").write_text(json.dumps(results))
     dist.barrier()

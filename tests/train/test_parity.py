@@ -148,6 +148,13 @@ def test_bfloat16_hands_on_the_float32_weights(request, workers, stage, chunk_to
     assert any((value != value.bfloat16().float()).any() for value in found.values())
 
 
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_in_bfloat16_a_checkpoint_changes_nothing(request, workers, stage):
+    """The float32 copies of the weights are in it, and what Adam knows of each."""
+    assert request.getfixturevalue(workers)[1]["resumed"][stage] == 0.0
+
+
 def differences(request, workers, name, reference, *, start=None):
     """What is not as with one worker, ZeRO 0, no caching, to 1e-5: the losses, or gradients by name."""
     folder, results = request.getfixturevalue(workers)

@@ -15,10 +15,10 @@ from raydr.artifacts import write_artifact
 from raydr.config import Component
 from raydr.data.examples import Example, ExampleSet, write_examples
 from raydr.encoders.factory import EncoderFactory
-from raydr.errors import RaydrError
+from raydr.errors import ConfigError, RaydrError
 from raydr.train import trainer
 from raydr.train.config import TrainConfig
-from raydr.train.trainer import read_metrics, train_model
+from raydr.train.trainer import _find_room, read_metrics, train_model
 from raydr.types import Passage, Query
 from tests.train import tiny
 from tests.train.tiny import losses
@@ -150,9 +150,39 @@ def test_a_run_in_two_parts_is_the_run_in_one(trained, method, examples, tmp_pat
     monkeypatch.setattr(trainer, "followed", followed)
     second = train_model(method, TrainConfig(**settings), examples, tmp_path / "second", start=first.path / "state")
     assert done_before == [6]
+    purged = [event.session_log.status for event in _events(second.path) if event.HasField("session_log")]
+    assert purged  # TensorBoard is told where the part begins: what a killed one had drawn behind that is no more
     found = {**losses(first.path), **losses(second.path)}
     expected = losses(trained.path)
     assert [found[step] for step in sorted(found)] == pytest.approx([expected[s] for s in sorted(expected)], abs=1e-6)
+
+
+def _events(folder: Path) -> list:
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted((folder / "tensorboard").iterdir()):
+        content = file.read_bytes()
+        while content:  # length, its checksum, the event, its checksum
+            length = int.from_bytes(content[:8], "little")
+            found.append(Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+    return found
+
+
+def test_workers_that_do_not_fit_are_refused_or_said_to_be_waited_for(method, examples, tmp_path, monkeypatch, capsys):
+    import ray
+
+    config = TrainConfig(num_workers=2, batch_size=8, worker_cpus=1000)
+    monkeypatch.setattr("raydr.runtime.owns_cluster", lambda: True)
+    with pytest.raises(ConfigError, match=r"training asks for 2 x 1000 CPUs, and this machine has .* set them lower"):
+        train_model(method, config, examples, tmp_path / "out")
+    monkeypatch.setattr("raydr.runtime.owns_cluster", lambda: False)
+    cpus = ray.cluster_resources()["CPU"]
+    _find_room(TrainConfig(num_workers=1, worker_cpus=cpus))
+    assert not capsys.readouterr().err
+    _find_room(config)
+    assert f"train: waiting for 2 x 1000 CPUs; the cluster has {cpus:g} CPUs" in capsys.readouterr().err
 
 
 def test_workers_that_hold_every_cpu_do_not_starve_what_tokenises_for_them(method, examples, tmp_path):

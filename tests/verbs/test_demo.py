@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from raydr.artifacts import open_artifact
+from raydr.config import Component
+from raydr.verbs.demo import DemoConfig, demo
+from tests.methods.conftest import instant_training  # noqa: F401
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -26,6 +30,19 @@ def test_the_demo_runs_to_its_end_and_a_second_run_makes_nothing_again(tmp_path)
     assert {"corpus", "embed", "index", "search_bm25", "search_dense", "search_hybrid", "evaluate"} <= set(made)
     _demo(tmp_path)
     assert _manifests(tmp_path) == made
+
+
+@pytest.mark.usefixtures("instant_training")
+def test_what_was_trained_stands_beside_the_rest(tmp_path, ray_cluster, capsys):
+    """Two rounds of AR2, whose trainings are not Ray Train's; what is made of them is real."""
+    demo(DemoConfig(out=tmp_path, size=120, serve=False))
+    table = (tmp_path / "evaluate_trained/summary.txt").read_text()
+    assert table in capsys.readouterr().out
+    assert all(f" {name} " in table for name in ("BM25", "dense", "hybrid", "AR2", "AR2 + ranker"))
+    trained = Component.model_validate(open_artifact(tmp_path / "method").manifest.details["method"]).build()
+    served = open_artifact(tmp_path / "round-02/index").manifest.details["encoder_version"]
+    assert trained.encoder().version == served != open_artifact(tmp_path / "index").manifest.details["encoder_version"]
+    assert "round-02/ranker" in trained.ranker.args["model"]
 
 
 def _demo(out: Path) -> str:

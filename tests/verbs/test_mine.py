@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,19 @@ def test_what_is_missing_is_named(source, tmp_path):
         mine(config(source, tmp_path / "out", "mine.split=dev"))
     with pytest.raises(ConfigError, match=r"data\.qrels names the file .*mine\.qrels=FILE"):
         mine(config(source, tmp_path / "out", f"data.qrels={source}/qrels/test.tsv"))
+
+
+def test_as_a_script(source, tmp_path):
+    run = indexed(source, tmp_path / "out")
+    settings = [f"data.path={source}", f"out={tmp_path}/out", "runtime=local", "mine.num_negatives=3"]
+    command = [sys.executable, "jobs/mine.py", str(CONFIG), *settings]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert set(negatives(ExampleSet.open(run.out / "examples"))) == {"q1", "t1"}
+    done = subprocess.run([*command, "mine.split=dev"], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    assert done.returncode != 0
+    assert "no judgements for the split 'dev'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_files_of_judgements_for_every_part(source, tmp_path):
