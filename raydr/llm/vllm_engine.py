@@ -31,35 +31,8 @@ class VllmEngine:
             raise ConfigError(
                 f"vLLM cannot be imported ({error}); run make setup, or choose another backend"
             ) from error
-        # Generation settings of the checkpoint would change what the engine answers with (a penalty, a temperature).
-        settings: dict[str, Any] = {
-            "generation_config": "vllm",
-            "trust_remote_code": False,
-            "load_format": "safetensors",
-        }
-        given = {
-            "dtype": config.dtype,
-            "max_model_len": config.max_model_tokens,
-            "max_num_batched_tokens": config.max_batch_tokens,
-            "quantization": config.quantization,
-        }
-        if config.tensor_parallel * config.pipeline_parallel > 1 and _in_placement_group():
-            # Its GPUs are those of the group's bundles, of which this process has the first alone.
-            given["distributed_executor_backend"] = "ray"
-        settings |= {name: value for name, value in given.items() if value is not None}
         try:
-            arguments = AsyncEngineArgs(
-                model=str(path),
-                max_num_seqs=config.max_batch_prompts,
-                tensor_parallel_size=config.tensor_parallel,
-                pipeline_parallel_size=config.pipeline_parallel,
-                gpu_memory_utilization=config.gpu_memory_share,
-                enable_prefix_caching=config.prefix_caching,
-                enforce_eager=not _has_gpu(),
-                enable_log_requests=False,
-                disable_log_stats=True,
-                **settings,
-            )
+            arguments = AsyncEngineArgs(model=str(path), **engine_arguments(config))
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (ValueError, OSError, RuntimeError) as error:
             raise ConfigError(f"{path}: vLLM cannot serve this checkpoint: {error}") from error
@@ -115,6 +88,34 @@ class VllmEngine:
         if not self._closed:
             self._closed = True
             self._engine.shutdown()
+
+
+def engine_arguments(config: EngineConfig) -> dict[str, Any]:
+    """What vLLM calls the settings of `config`, but for the model."""
+    arguments: dict[str, Any] = {
+        # Generation settings of the checkpoint would change what the engine answers with (a penalty, a temperature).
+        "generation_config": "vllm",
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "max_num_seqs": config.max_batch_prompts,
+        "tensor_parallel_size": config.tensor_parallel,
+        "pipeline_parallel_size": config.pipeline_parallel,
+        "gpu_memory_utilization": config.gpu_memory_share,
+        "enable_prefix_caching": config.prefix_caching,
+        "enforce_eager": not _has_gpu(),
+        "enable_log_requests": False,
+        "disable_log_stats": True,
+    }
+    given = {
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_tokens,
+        "max_num_batched_tokens": config.max_batch_tokens,
+        "quantization": config.quantization,
+    }
+    if config.tensor_parallel * config.pipeline_parallel > 1 and _in_placement_group():
+        # Its GPUs are those of the group's bundles, of which this process has the first alone.
+        given["distributed_executor_backend"] = "ray"
+    return arguments | {name: value for name, value in given.items() if value is not None}
 
 
 def _set_environment(config: EngineConfig) -> None:

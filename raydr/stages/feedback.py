@@ -4,7 +4,7 @@ Needs queries, their embeddings, and the passages (with the index's own embeddin
 better embeddings of the queries. Notable: batch search and `/v1/search` share `moved`, so both move alike; an
 approximate index gives the embeddings as it keeps them. The formulas stand in `raydr/feedback.py`.
 
-    search.feedback: {scores: {import_path: "raydr.methods.cross_encoder:CrossEncoder", args: {...}}, depth: 100}
+    search.feedback: {scores: {import_path: "raydr.methods.cross_encoder:CrossEncoderRanker", args: {...}}, depth: 100}
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""rerank: reorders a run of the split's queries and writes `out/rerank/run.trec`, measured where there are judgements.
+"""rerank: reorders a run of the split's queries and writes `out/rerank/run.trec`; `raydr evaluate` measures it.
 
     python jobs/rerank.py CONFIG.yaml data.path=DIR out=OUT rerank.depth=100
     python jobs/rerank.py CONFIG.yaml data.path=DIR out=OUT rerank.run=bm25.trec

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -16,6 +17,7 @@ import pytest
 from raydr.errors import ConfigError
 from raydr.llm.engine import EngineConfig, EngineError, build_engine
 from raydr.llm.prompt import ListwisePrompt, PromptConfig
+from raydr.llm.vllm_engine import VllmEngine, engine_arguments
 from tests.causal_lms import KINDS
 from tests.servers import free_port, wait_until_ready
 
@@ -82,6 +84,31 @@ async def _survives(engine, prompt, asked) -> None:
         await engine.next_token_logprobs(asked[0], prompt.letters)
     with pytest.raises(EngineError):
         await engine.check()
+
+
+def test_what_vllm_is_told(monkeypatch):
+    config = EngineConfig(model="x", tensor_parallel=2, pipeline_parallel=3, max_model_tokens=512, quantization="fp8")
+    arguments = engine_arguments(config)
+    assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (2, 3)
+    assert (arguments["max_model_len"], arguments["quantization"]) == (512, "fp8")
+    assert arguments["trust_remote_code"] is False
+    assert "distributed_executor_backend" not in arguments
+    monkeypatch.setattr("raydr.llm.vllm_engine._in_placement_group", lambda: True)
+    assert engine_arguments(config)["distributed_executor_backend"] == "ray"
+    assert "distributed_executor_backend" not in engine_arguments(EngineConfig(model="x"))
+
+
+def test_a_score_that_vllm_leaves_out_is_an_error():
+    class Leaving(VllmEngine):
+        def __init__(self) -> None:
+            pass
+
+        async def _run(self, prompt, settings):
+            return SimpleNamespace(logprobs=[{7: SimpleNamespace(logprob=-1.0), 8: SimpleNamespace(logprob=-2.0)}])
+
+    assert asyncio.run(Leaving().next_token_logprobs([1], [8, 7])) == [-2.0, -1.0]
+    with pytest.raises(EngineError, match=r"no log-probability for token ids \[9\]"):
+        asyncio.run(Leaving().next_token_logprobs([1], [8, 9]))
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,14 @@ def test_a_question_always_fits(causal_lm):
         assert len(reranker._prompt("query " * 400, text)) < 96
 
 
+def test_a_query_cannot_bring_in_the_passage_and_thoughts_may_stand_before_the_answer(causal_lm):
+    settings = {"engine": engine(causal_lm("Llama")), "before_answer": "Thoughts: none. "}
+    reranker = YesNoReranker(YesNoReranker.Config(**settings))
+    prompt = reranker.engine.tokenizer.decode(reranker._prompt("is {candidate} there", "an elephant"))
+    assert prompt.count("an elephant") == 1
+    assert prompt.endswith("thoughts : none.")
+
+
 def test_answers_that_begin_alike_are_refused(causal_lm):
     reranker = YesNoReranker(YesNoReranker.Config(engine=engine(causal_lm("Llama")), yes="yes", no="Yes"))
     with pytest.raises(ConfigError, match="begin with the same token"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from raydr.errors import ConfigError
 from raydr.llm.listwise import ListwiseConfig
 from raydr.losses import lambdarank, listnet, ranknet
 from raydr.methods.first import First, FirstReranker, WindowBatches, to_ranks
-from raydr.models.causal_lm import CausalLm, left_padded
+from raydr.models.causal_lm import left_padded
 from raydr.train.batches import pad
 from raydr.train.config import TrainConfig
 from raydr.train.metrics import read_metrics
@@ -29,6 +30,7 @@ from raydr.train.trainer import train_model
 from raydr.types import Hit, Passage, Query
 from raydr.verbs.config import RunConfig
 from raydr.verbs.train import train
+from tests.causal_lms import KINDS
 
 SCORES = [0.2, 1.5, -0.3, 0.9]
 
@@ -67,6 +69,35 @@ def test_ranking_losses_know_no_scale_and_no_order_of_the_window(loss):
     right = loss(torch.tensor([[4.0, 3.0, 2.0, 1.0]]), torch.tensor([[1, 2, 3, 4]]))
     wrong = loss(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1, 2, 3, 4]]))
     assert right < wrong
+
+
+def test_lambdarank_by_hand():
+    """Ranks 1, 2, 3 have gains 1, 1/2, 0, over the ideal sum 1 + 0.5 / log2(3); places are C, A, B by their scores."""
+    scores = {"A": 1.0, "B": 0.0, "C": 2.0}
+    ideal = 1 + 0.5 / math.log2(3)
+    inverse = [1 / math.log2(place) for place in (2, 3, 4, 5)]
+    gain = {"A": 1 / ideal, "B": 0.5 / ideal, "C": 0.0}
+    distance = {"AB": 1, "AC": 1, "BC": 2}
+    pairs = [
+        (gain[better] - gain[worse])
+        * (inverse[distance[better + worse] - 1] - inverse[distance[better + worse]])
+        * math.log2(1 + math.exp(scores[worse] - scores[better]))
+        for better, worse in distance
+    ]
+    found = lambdarank(torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[1, 2, 3]]))
+    assert found.item() == pytest.approx(sum(pairs) / 3, rel=1e-5)
+
+
+def test_listnet_by_hand():
+    """The scores 2, 1, 0 handed out in the teacher's order A, B, C are the target of scores that say C, A, B."""
+    target = [math.exp(s) / sum(map(math.exp, (2, 1, 0))) for s in (2, 1, 0)]
+    shares = [math.exp(s) / sum(map(math.exp, (1, 0, 2))) for s in (1, 0, 2)]
+    expected = -sum(t * math.log(s) for t, s in zip(target, shares, strict=True))
+    scores = torch.tensor([[1.0, 0.0, 2.0]], requires_grad=True)
+    loss = listnet(scores, torch.tensor([[1, 2, 3]]))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    np.testing.assert_allclose(scores.grad[0], np.subtract(shares, target), atol=1e-6)  # the target is a constant
 
 
 def test_mistakes_at_the_top_cost_more():
@@ -110,8 +141,9 @@ def windows(method, *, sizes=(4, 4), seed=0):
     return TrainBatch(labels, pairs=pad(tokens, 0)), tokens
 
 
-def test_training_reads_the_logits_that_decoding_reads(causal_lm):
-    method = First(config(causal_lm("Llama")))
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_reads_the_logits_that_decoding_reads(causal_lm, kind):
+    method = First(config(causal_lm(kind)))
     batch, tokens = windows(method)
     network = method.build_model().eval()
     objective, letters = method.build_objective(), method.build_objective()._prompt.letters[:4]
@@ -122,7 +154,7 @@ def test_training_reads_the_logits_that_decoding_reads(causal_lm):
         return seen["logits"]
 
     objective(model, batch)
-    plain = AutoModelForCausalLM.from_pretrained(causal_lm("Llama")).eval()
+    plain = AutoModelForCausalLM.from_pretrained(causal_lm(kind)).eval()
     for row, ids in enumerate(tokens):  # the shorter prompt is padded in the batch, and not here
         with torch.inference_mode():
             expected = plain(torch.tensor([ids])).logits[0, -1, letters]
@@ -189,8 +221,6 @@ def test_noise_is_for_training_only(causal_lm):
     ids, answer = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9]])
     assert torch.equal(network.eval()(ids, None, answer), network(ids, None, answer))
     assert not torch.equal(network.train()(ids, None, answer), network(ids, None, answer))
-    quiet = CausalLm(network.transformer, neftune_alpha=0.0)
-    del quiet
     embedded = torch.zeros(1, 10, 32)
     noise = network._add_noise(torch.nn.Identity(), None, embedded)
     assert noise.abs().max() <= 5 / (10 * 32) ** 0.5
@@ -384,6 +414,18 @@ def test_the_orders_of_a_file_are_learned(tmp_path):
         ids = [passage.passage_id for passage in examples.passages(group.passages)]
         ranked = [ids[place] for place in np.argsort([-score for score in group.teacher_scores])]
         assert "".join(ranked) == ("dbace", "eabcd")[group.query]
+    # As a list is ranked by sliding windows, the teacher's first is in some windows and not in others.
+    small = WindowBatches(examples, batch_size=2, window_size=3, short_share=0.0, shuffled_share=1.0, seed=1)
+    windows = [
+        {passage.passage_id for passage in examples.passages(group.passages)}
+        for batch, _ in zip(small, range(100))
+        for group in batch
+        if group.query == 0
+    ]
+    assert {len(window) for window in windows} == {3}
+    assert {name: sum(name in window for window in windows) for name in "abcde"} == pytest.approx(
+        dict.fromkeys("abcde", 60), abs=18
+    )
 
 
 def test_a_query_without_a_second_candidate_is_named(tmp_path):
@@ -413,8 +455,8 @@ def test_a_list_is_ranked_by_windows_and_every_hit_comes_back(scores):
     assert sorted(hit.passage_id for hit in ranked) == sorted(passages)
     assert [int(passages[hit.passage_id].text) for hit in ranked[:10]] == list(range(94, 84, -1))
     own = [hit.score for hit in ranked]
+    assert own == sorted(own, reverse=True)
     if scores == "calibrated":
-        assert own == sorted(own, reverse=True)
         head = [int(passages[hit.passage_id].text) for hit in ranked[:10]]
         np.testing.assert_allclose(np.diff(own[:10]), np.diff(head))
     assert reranker.rerank(Query("q", "x"), [], passages) == []

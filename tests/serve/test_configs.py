@@ -18,7 +18,7 @@ def config(request):
 
 
 def test_there_are_configs():
-    assert {path.name for path in CONFIGS} >= {"local.yaml", "search.yaml"}
+    assert {path.name for path in CONFIGS} >= {"local.yaml", "rerank.yaml", "search.yaml"}
 
 
 def test_serve_accepts_it(config):
@@ -47,7 +47,8 @@ def test_its_arguments_and_deployments_are_raydrs(config, animals, monkeypatch, 
     application_object = call_user_app_builder_with_args_if_necessary(build_app, args.model_dump(mode="json"))
     built = build(application_object, name="raydr")
     names = {deployment.name for deployment in built.deployments}
-    assert names == {"Ingress"} if args.colocate else {"Ingress", "Encoder", "Shard0", "Shard1", "Bm25"}
+    parts = {"Ingress"} if args.colocate else {"Ingress", "Encoder", "Shard0", "Shard1", "Bm25"}
+    assert names == parts | {f"Reranker_{name}" for name in args.rerankers}
     for deployment in application.get("deployments", []):
         assert deployment["name"] in names
         schema = {"Ingress": IngressSettings, "Encoder": EncoderSettings}.get(deployment["name"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
 import threading
 import time
@@ -60,18 +59,26 @@ def test_a_search_is_ranked_as_a_forward_pass_ranks_it(site, causal_lm):
     assert sorted(found["index"] for found in again["results"]) == list(range(6))
 
 
-def test_a_batch_job_gives_the_same(site, animals, causal_lm, tmp_path):
-    plain = httpx.post(f"{site}/v1/search", json={"query": QUERY, "k": 6}, timeout=60).json()
-    served = httpx.post(f"{site}/v1/search", json={"query": QUERY, "k": 6, "rerank": True}, timeout=60).json()
-    engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "max_model_tokens": 1024, "backend": "transformers"}
+def test_a_batch_job_on_vllm_actors_gives_the_same(site, animals, causal_lm, tmp_path):
+    texts = [QUERY, "what gives milk", "an animal of the sea"]
+    queries = [Query(f"q{number}", text) for number, text in enumerate(texts)]
+    body = {"queries": texts, "k": 6}
+    plain = httpx.post(f"{site}/v1/search", json=body, timeout=60).json()["results"]
+    served = httpx.post(f"{site}/v1/search", json={**body, "rerank": True}, timeout=60).json()["results"]
+    engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "max_model_tokens": 1024}
     args = {"engine": engine, "window_size": 4, "stride": 2}
     component = Component(import_path="raydr.methods.first:First", args=args)
-    run = {"q": [Hit(hit["id"], hit["score"]) for hit in plain["hits"]]}
-    artifact = rerank_run(run, [Query("q", QUERY)], animals, component, RerankConfig(), tmp_path / "run", use_ray=False)
+    run = {
+        query.query_id: [Hit(hit["id"], hit["score"]) for hit in found["hits"]]
+        for query, found in zip(queries, plain, strict=True)
+    }
+    config = RerankConfig(num_workers=(1, 1), queries_per_block=2)
+    artifact = rerank_run(run, queries, animals, component, config, tmp_path / "run", use_ray=True)
     rows = pq.read_table(artifact.path / "hits.parquet").to_pylist()
-    assert [row["passage_id"] for row in rows] == [hit["id"] for hit in served["hits"]]
-    descending = list(itertools.accumulate((hit["score"] for hit in served["hits"]), min))
-    assert [row["score"] for row in rows] == pytest.approx(descending, abs=1e-3)
+    for query, found in zip(queries, served, strict=True):
+        own = [row for row in rows if row["query_id"] == query.query_id]
+        assert [row["passage_id"] for row in own] == [hit["id"] for hit in found["hits"]]
+        assert [row["score"] for row in own] == pytest.approx([hit["score"] for hit in found["hits"]], abs=1e-4)
 
 
 def test_killing_the_engine_under_load_gives_clear_errors_and_it_comes_back(site):

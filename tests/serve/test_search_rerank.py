@@ -1,9 +1,15 @@
 """`/v1/search` with `rerank`: the order, the depth, and a reranker that does not answer."""
 
+import asyncio
+import time
+
 import pytest
-from tiny_serving import check_error
+from tiny_serving import FailingReranker, check_error
 
 from raydr.config import Component
+from raydr.serve.config import Limits
+from raydr.serve.rerank import Reranker
+from raydr.types import Passage
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,59 @@ def test_a_reranker_that_is_gone_is_an_error_or_keeps_the_order(reranking):
     check_error(response, 503, "reranker_unavailable")
 
 
+def test_what_else_goes_wrong_in_a_reranker_is_said_and_keeps_the_order_too(reranking):
+    body = {"query": "nothing fits", "k": 3, "rerank": True, "reranker": "gone"}
+    error = check_error(reranking.post("/v1/search", json=body), 500, "reranker_failed")
+    assert "the prompt does not fit" in error["message"]
+    kept = reranking.post("/v1/search", json={**body, "on_rerank_failure": "keep_order"}).json()
+    assert kept["reranking"]["applied"] is False
+    assert "does not fit" in kept["reranking"]["reason"]
+
+
+def test_one_list_that_fails_takes_the_others_out_of_the_engine(reranking):
+    FailingReranker.cancelled.clear()
+    body = {"queries": ["slow one", "gone", "slow two"], "k": 3, "rerank": True, "reranker": "gone"}
+    check_error(reranking.post("/v1/search", json=body), 503, "reranker_unavailable")
+    assert sorted(FailingReranker.cancelled) == ["slow one", "slow two"]
+
+
+def test_rerankers_that_follow_each_other_share_one_limit(reranking):
+    """Feedback's and the list's: twice the limit would be more than the request may take."""
+    body = {"query": "slow", "k": 3, "on_rerank_failure": "keep_order", "rerank": True, "reranker": "gone"}
+    started = time.monotonic()
+    answer = reranking.post("/v1/search", json={**body, "feedback": {"scores": "gone"}}).json()
+    assert time.monotonic() - started < 0.9
+    assert answer["feedback"]["applied"] is answer["reranking"]["applied"] is False
+    with pytest.raises(ValueError, match="must be less than request_timeout_s"):
+        Limits(rerank_timeout_s=20, request_timeout_s=20)
+
+
+def test_a_caller_that_leaves_does_not_let_the_next_one_in_beside_its_thread():
+    running, most = [], []
+
+    class Blocking:
+        def rerank(self, query, hits, passages):
+            running.append(query)
+            most.append(len(running))
+            time.sleep(0.2)
+            running.pop()
+            return list(hits)
+
+    async def ask() -> None:
+        replica = Reranker.__new__(Reranker)
+        replica._reranker, replica._is_async, replica._turn = Blocking(), False, asyncio.Lock()
+        first = asyncio.ensure_future(replica.rerank("a", [Passage("0", "x")], request_id="1"))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        second = asyncio.ensure_future(replica.rerank("b", [Passage("0", "x")], request_id="2"))
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second == [(0, 0.0)]
+
+    asyncio.run(ask())
+    assert most == [1, 1]
+
+
 def test_what_cannot_be_reranked_is_named(reranking, client):
     body = {"query": "x", "rerank": True}
     check_error(client.post("/v1/search", json=body), 501, "reranker_not_configured")
@@ -69,6 +128,8 @@ def test_what_cannot_be_reranked_is_named(reranking, client):
     check_error(
         reranking.post("/v1/search", json={**body, "rerank_depth": 5000}), 422, "limit_exceeded", "rerank_depth"
     )
+    many = {"queries": ["x"] * 20, "rerank": True, "rerank_depth": 900}
+    check_error(reranking.post("/v1/search", json=many), 422, "limit_exceeded", "rerank_depth")
     check_error(reranking.post("/v1/search", json={**body, "rerank_depth": 0}), 422, "invalid_value", "rerank_depth")
     models = {card["id"]: card["capabilities"] for card in reranking.get("/v1/models").json()["data"]}
     assert models["lexical"] == models["gone"] == ["rerank"]

@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from raydr.artifacts import Artifact, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.data.config import DataConfig
 from raydr.data.corpus import Corpus
+from raydr.errors import ConfigError
 from raydr.index.config import IndexConfig
 from raydr.llm.engine import EngineError
 from raydr.methods.zero_shot import ZeroShot
@@ -92,12 +93,20 @@ class LexicalReranker:
 class FailingReranker:
     """Asynchronous; its language model is gone, or takes a minute, as the query says."""
 
+    cancelled: ClassVar[list[str]] = []
+
     def rerank(self, query: Any, hits: Any, passages: Any) -> list[Hit]:
         raise NotImplementedError
 
     async def rerank_async(self, query: Any, hits: Any, passages: Any) -> list[Hit]:
         if "slow" in query.text:
-            await asyncio.sleep(60)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.cancelled.append(query.text)
+                raise
+        if "fits" in query.text:
+            raise ConfigError("the prompt does not fit")
         raise EngineError("its engine has stopped")
 
 
