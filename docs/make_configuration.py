@@ -27,8 +27,8 @@ PAGE = Path(__file__).with_name("configuration.md")
 SECTIONS = [
     (
         "A run",
-        "The config of `raydr ingest|embed|index|search|rerank|evaluate|reproduce|mine|train` and of the scripts in `jobs/`,\n"
-        "such as `jobs/configs/zero_shot.yaml`.",
+        "The config of `raydr ingest|embed|index|search|rerank|evaluate|reproduce|mine|train` and of the scripts in\n"
+        "`jobs/`, such as `jobs/configs/zero_shot.yaml`.",
         "",
         "raydr.verbs.config:RunConfig",
     ),

@@ -8,7 +8,7 @@ docs/operations.md). Queue lengths of handles and replicas are Serve's own serie
 | --- | --- | --- |
 | raydr_requests_total | route, status | answers |
 | raydr_request_latency_ms | route | time in the ingress |
-| raydr_stage_latency_ms | stage, mode | encode, search, bm25, refine, feedback, passages, rerank: what the searcher waits |
+| raydr_stage_latency_ms | stage, mode | encode, search, bm25, refine, feedback, passages, rerank, total |
 | raydr_shard_search_ms | shard | FAISS alone, inside a shard's replica |
 | raydr_batch_texts, raydr_batch_tokens | side | what the encoder ran at once (tokens estimated from characters) |
 | raydr_batch_wait_ms, raydr_encode_queue_length | side | how long a text waited for its batch; how many wait |
