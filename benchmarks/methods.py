@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def teachers(method: str, grid: Path, seed: int) -> list[str]:
     if method == "tas_random":
         other = grid / f"tas_balanced-{seed}"
         settings += ["sampling=random", f"pairs={other / 'scores'}", f"colbert={other / 'colbert/model'}"]
+        return [f"method.args.{setting}" for setting in settings] + [f"mine.base_index={other / 'base/index'}"]
     return [f"method.args.{setting}" for setting in settings]
 
 
@@ -103,6 +105,8 @@ def split_by_passage(data: Path, out: Path) -> tuple[Path, str]:
 def run_once(method: str, folder: Path, data: Path, seed: int, overrides: list[str]) -> None:
     config, settings = config_of(method, folder, data, seed, overrides)
     folder.mkdir(parents=True, exist_ok=True)
+    if method == "tas_random" and not (folder / "examples").exists():  # the scores are of these, negative for negative
+        shutil.copytree(folder.with_name(f"tas_balanced-{seed}") / "examples", folder / "examples")
     with (folder.parent / f"{folder.name}.log").open("w") as log:
         done = subprocess.run(
             [sys.executable, "jobs/reproduce.py", str(config), *settings], cwd=REPOSITORY, stdout=log, stderr=log
