@@ -16,6 +16,7 @@ import pytest
 
 from raydr.errors import ConfigError
 from raydr.llm.engine import EngineConfig, EngineError, build_engine
+from raydr.llm.generation import GenerationReranker
 from raydr.llm.prompt import ListwisePrompt, PromptConfig
 from raydr.llm.vllm_engine import VllmEngine, engine_arguments
 from tests.causal_lms import KINDS
@@ -28,14 +29,17 @@ ATOL = 1e-4
 
 
 def prompts(prompt: ListwisePrompt) -> list[list[int]]:
-    """Windows of several sizes; the longest fills the context."""
-    sizes = (1, 2, 7, 20)
+    """Windows of several sizes, up to one passage for every letter; the longest fills the context."""
+    sizes = (1, 2, 7, len(prompt.letters))
     return [prompt.encode(f"query {n}", [f"passage {k} " * (5 + 9 * n) for k in range(n)]) for n in sizes]
 
 
 def expected(folder: Path) -> tuple[ListwisePrompt, list[list[int]], list[list[float]]]:
     engine = build_engine(EngineConfig(model=str(folder), backend="transformers", dtype="float32"))
-    prompt = ListwisePrompt(engine.tokenizer, PromptConfig(), max_tokens=engine.max_model_tokens, num_identifiers=20)
+    letters = 20 if folder.name == "Llama" else 40  # whose tokenizer does not tell A from a
+    prompt = ListwisePrompt(
+        engine.tokenizer, PromptConfig(), max_tokens=engine.max_model_tokens, num_identifiers=letters
+    )
     asked = prompts(prompt)
     scores = [asyncio.run(engine.next_token_logprobs(ids, prompt.letters)) for ids in asked]
     return prompt, asked, scores
@@ -46,7 +50,8 @@ def test_vllm_gives_the_scores_of_a_forward_pass(kind, causal_lm):
     folder = causal_lm(kind)
     prompt, asked, scores = expected(folder)
     reference = build_engine(EngineConfig(model=str(folder), backend="transformers", dtype="float32"))
-    engine = build_engine(EngineConfig(model=str(folder), dtype="float32", max_model_tokens=1024))
+    config = EngineConfig(model=str(folder), dtype="float32", max_model_tokens=1024)
+    engine = build_engine(config)
 
     async def ask() -> None:
         found = await asyncio.gather(*(engine.next_token_logprobs(ids, prompt.letters) for ids in asked))
@@ -57,6 +62,10 @@ def test_vllm_gives_the_scores_of_a_forward_pass(kind, causal_lm):
         made = await engine.generate(asked[1], max_tokens=12)
         assert made == await reference.generate(asked[1], max_tokens=12)
         await engine.check()
+        by_writing = GenerationReranker(GenerationReranker.Config(engine=config, window_size=7, stride=3))
+        vars(by_writing)["engine"] = engine  # the one that runs
+        ranked = await by_writing.rank_window("query", [f"passage {k}" for k in range(7)])
+        assert sorted(ranked.order) == list(range(7))
         if kind == KINDS[-1]:
             await _survives(engine, prompt, asked)
 

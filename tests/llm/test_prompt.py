@@ -1,12 +1,13 @@
 """The prompt of a window: its bracket and letters, what is cut, what is rewritten, which tokenizers are refused."""
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from raydr.errors import ConfigError
 from raydr.llm.engine import load_llm_tokenizer
 from raydr.llm.prompt import ListwisePrompt, PromptConfig, neutralized
+from tests.causal_lms import byte_pair_tokenizer
 
 CHAT = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -111,33 +112,9 @@ def test_a_tokenizer_without_a_token_for_each_letter_is_refused():
         listwise(made, num_identifiers=1)
 
 
-QWEN = (  # of Qwen and, but for the digits, of GPT-4 and Llama 3
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-ORDERS = ["[A] > [B] > [T]", "[T]", "[A]", "[B]\n[A]"]
-
-
-def _trained(pattern, decoder, **settings) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer that has seen many an order, with a chat template."""
-    own = Tokenizer(models.BPE(**settings))
-    own.pre_tokenizer, own.decoder = pattern, decoder
-    alphabet = [*pre_tokenizers.ByteLevel.alphabet()]
-    specials = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=specials, initial_alphabet=alphabet)
-    own.train_from_iterator([f"\n{order}" for order in ORDERS for _ in range(50)], trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=own, name_or_path="trained", eos_token="<|end|>")
-    made.chat_template = CHAT.replace("<|assistant|>{% endif", "<|assistant|>\n{% endif")
-    return made
-
-
-@pytest.fixture(params=["byte level", "metaspace"])
+@pytest.fixture(params=["Qwen3", "Mistral"])
 def trained(request):
-    if request.param == "metaspace":  # Mistral's and Llama 2's
-        marks = pre_tokenizers.Punctuation()
-        return _trained(pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), marks]), decoders.Metaspace())
-    split = pre_tokenizers.Split(Regex(QWEN), "isolated")
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return _trained(pre_tokenizers.Sequence([split, bytes_]), decoders.ByteLevel())
+    return byte_pair_tokenizer(request.param)
 
 
 def test_bracket_and_letter_are_two_tokens_also_where_the_tokenizer_would_merge_them(trained):
@@ -157,7 +134,7 @@ def test_qwens_pattern_does_merge(trained, request):
     """What the test above is about is there."""
     merged = trained("\n[A", add_special_tokens=False)["input_ids"][-1]
     is_merged = trained.convert_ids_to_tokens(merged).endswith("[A")
-    assert is_merged == ("byte level" in request.node.name)
+    assert is_merged == ("Qwen3" in request.node.name)
 
 
 def test_more_than_26_letters_where_the_tokenizer_knows_case():

@@ -39,7 +39,7 @@ def test_a_written_order_is_followed_by_windows(causal_lm):
 
 
 def test_yes_and_no_are_compared_for_every_passage(causal_lm):
-    folder = causal_lm("Qwen3")
+    folder = causal_lm("Llama")
     reranker = YesNoReranker(YesNoReranker.Config(engine=engine(folder)))
     reranker.start()
     ranked = reranker.rerank(QUERY, HITS, PASSAGES)

@@ -241,6 +241,21 @@ def test_more_than_a_reranker_takes_is_refused_at_once_or_keeps_its_order(server
     assert len({tuple(hit["id"] for hit in answer["hits"]) for answer in kept}) == 1
 
 
+@pytest.mark.parametrize("route", ["search", "rerank"])
+def test_a_caller_that_leaves_takes_its_work_along(server, tmp_path, route):
+    import httpx
+
+    mark = tmp_path / "cancelled"
+    body = {"query": f"mark {mark}"}
+    body |= {"rerank": True, "reranker": "slow"} if route == "search" else {"documents": ["a"], "model": "slow"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.address}/v1/{route}", json=body, timeout=1)
+    deadline = time.monotonic() + 10  # sooner than any limit would end it
+    while not mark.exists():
+        assert time.monotonic() < deadline, "the reranker goes on"
+        time.sleep(0.05)
+
+
 def test_swaps_under_load_fail_nobody_and_mix_nothing(server, animals, instruments):
     texts = ["who hunts mice at night", "an instrument with strings", "a large animal"]
     expected = dict(_expected(index, texts, 3) for index in (animals, instruments))

@@ -111,10 +111,18 @@ class FailingReranker:
 
 
 class SlowReranker(FailingReranker):
-    """Keeps the order, after half a second."""
+    """Keeps the order, after half a second, or after half a minute for the query `mark FILE`: makes the file where it
+    is cancelled meanwhile.
+    """
 
     async def rerank_async(self, query: Any, hits: Any, passages: Any) -> list[Hit]:
-        await asyncio.sleep(0.5)
+        word, _, file = query.text.partition(" ")
+        try:
+            await asyncio.sleep(30 if word == "mark" else 0.5)
+        except asyncio.CancelledError:
+            if word == "mark":
+                Path(file).touch()
+            raise
         return list(hits)
 
 
