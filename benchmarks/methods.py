@@ -7,10 +7,10 @@ stopped goes on. The cross-encoder, once trained, teaches TAS-Balanced with ever
 random batches and pairs, and the same two teachers; `contrastive_own` compares a query with as many passages as AR2
 does, its positive and three negatives, and with nobody else's; `first_lm` trains FIRST's network with the
 language-modelling loss alone. Rankers (cross_encoder, first, first_lm) reorder the untrained retriever's first hits, as
-their configs say. For AR2 the warm-up ranker and the last one also reorder
-the retriever's first hits (`--rerank`), which compares the two rankers. The table gives mean and standard deviation
-over the seeds. Where training and test questions have relevant passages in common (SciFact, MedQuAD), those training
-questions are left out, and the table says how many stay.
+their configs say. For AR2 the warm-up ranker and the last one also reorder the retriever's first hits (`--rerank`),
+which compares the two rankers. The table gives mean and standard deviation over the seeds, on the test queries and,
+where there are some, on dev queries, which nothing of a run has seen. Where training and test questions have relevant
+passages in common (SciFact, MedQuAD), those training questions are left out, and the table says how many stay.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from raydr.data.corpus import Corpus
 from raydr.evaluation.config import EvaluateConfig
 from raydr.evaluation.metrics import measure_run
 from raydr.evaluation.trec import read_qrels, read_run, write_qrels
+from raydr.steps import Steps
 from raydr.verbs.config import RunConfig
 from raydr.verbs.search import search
 
@@ -42,7 +43,7 @@ METHODS = ["zero_shot", "contrastive", "contrastive_own", "mw", "cross_encoder",
 METHODS += ["first", "first_lm"]
 ONCE = ["zero_shot", "cross_encoder"]
 """The start, and TAS-Balanced's teacher: of the first seed only."""
-MEASURES = ["nDCG@10", "R@5", "R@100", "pooled AUC"]
+MEASURES = ["dev nDCG@10", "nDCG@10", "R@5", "R@100", "pooled AUC"]
 RANKER_MEASURES = EvaluateConfig(measures=["nDCG@10", "R@5"])
 LENGTHS = ["method.args.max_query_tokens=32", "method.args.max_passage_tokens=128"]
 
@@ -122,6 +123,17 @@ def measured(folder: Path) -> dict[str, float]:
     return {**values, "pooled AUC": summary["roc"]["pooled_area"]}
 
 
+def on_dev(folder: Path, config: RunConfig) -> dict[str, float]:
+    """What a finished run reaches on the dev queries, over the index that was measured on the test queries."""
+    learned = folder / "method/method.yaml"
+    method = (
+        Component.model_validate(yaml.safe_load(learned.read_text())["method"]) if learned.exists() else config.method
+    )
+    steps = Steps(config, Corpus.open(folder / "corpus"), use_ray=False)
+    steps.evaluate(method, folder / "index", "dev")
+    return {"dev nDCG@10": json.loads((folder / "dev/evaluate/metrics.json").read_text())["nDCG@10"]}
+
+
 def rankers(folder: Path, data: Path, seed: int, depth: int, overrides: list[str]) -> dict[str, dict[str, float]]:
     """AR2's warm-up ranker and its last one over the first hits of the final retriever."""
     path, settings = config_of("ar2", folder, data, seed, overrides)
@@ -174,7 +186,11 @@ def main() -> None:
                 folder = grid / f"{method}-{seed}"
                 if not is_finished(folder / "evaluate"):
                     run_once(method, folder, data, seed, options.overrides)
-                cells.setdefault(method, []).append(measured(folder))
+                found = measured(folder)
+                if (data / "qrels/dev.tsv").is_file():
+                    path, settings = config_of(method, folder, data, seed, options.overrides)
+                    found |= on_dev(folder, load(RunConfig, path, [*settings, "mine.dev_split=dev"]))
+                cells.setdefault(method, []).append(found)
                 if method == "ar2" and options.rerank:
                     for label, found in rankers(folder, data, seed, options.rerank, options.overrides).items():
                         cells.setdefault(label, []).append(found)
