@@ -137,7 +137,7 @@ def on_dev(folder: Path, config: RunConfig) -> dict[str, float]:
 def rankers(folder: Path, data: Path, seed: int, depth: int, overrides: list[str]) -> dict[str, dict[str, float]]:
     """AR2's warm-up ranker and its last one over the first hits of the final retriever."""
     path, settings = config_of("ar2", folder, data, seed, overrides)
-    config = load(RunConfig, path, [*settings, f"search.rerank={depth}", f"search.k={depth}"])
+    config = load(RunConfig, path, [*settings, f"search.rerank={depth}", f"search.k={max(depth, 10)}"])
     method = Component.model_validate(yaml.safe_load((folder / "method/method.yaml").read_text())["method"])
     corpus = Corpus.open(folder / "corpus")
     found = {}
