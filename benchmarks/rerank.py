@@ -4,6 +4,7 @@
     python benchmarks/rerank.py batch   --data DIR --model MODEL --rounds 5 --out results/rerank-batch
     python benchmarks/rerank.py lists   --data DIR --model MODEL --rounds 5 --out results/rerank-lists
     python benchmarks/rerank.py served  --data DIR --model MODEL --out results/rerank-served
+    python benchmarks/rerank.py rank_llm --data DIR --rank-llm FOLDER --rounds 5 --out results/rerank-rank_llm
 
 MODEL is a causal language model with a tokenizer (`raydr train jobs/configs/first_small.yaml` leaves one in
 `OUT/train/model`); without it one is made of MiniLM, whose orders mean nothing and whose times are the same. Passages
@@ -14,6 +15,8 @@ windows: one window at a time, FIRST and generation with the same engine, prompt
 batch: many windows at once, raydr's engine and a padded batch through transformers
 lists: lists of 100 by sliding windows of 20, one list and eight at a time
 served: `/v1/rerank` on Ray Serve, 1, 4 and 16 callers, windows of 20
+rank_llm: its FIRST path (installed in FOLDER, as benchmarks/peers/rank_llm_first.py says) over the same lists of 100
+    passages, with the same prompts and a model that answers (benchmarks/answering_lm.py)
 
 Before a time counts, FIRST's scores must equal a transformers forward pass to 1e-3 and order the window as it does.
 """
@@ -22,8 +25,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +40,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+from answering_lm import answering_lm
 from interleaved import markdown, quantile, rounds, spread, write
 
 from raydr.config import Component
@@ -300,6 +307,74 @@ async def _closed_loop(
         return time.perf_counter() - started, latencies
 
 
+def rank_llm(options: argparse.Namespace, folder: Path, _: str) -> None:
+    """Eight lists of 100 at a time, each engine in a process of its own."""
+    template = options.rank_llm / "rank_llm/rerank/prompt_templates/rank_zephyr_alpha_template.yaml"
+    corpus = ingest(DataConfig(path=str(options.data), split="test"), folder / "texts")
+    passages = [text for table in Corpus.open(corpus.path).passages(["text"]) for text in table["text"].to_pylist()]
+    model = str(answering_lm(passages[:2000], folder / "answering", template=str(template)))
+    engine = EngineConfig(model=model, backend="vllm", max_model_tokens=4096)
+    prompt = PromptConfig(template=str(template))
+    own = FirstReranker(ListwiseConfig(engine=engine, prompt=prompt, window_size=20, stride=10))
+    own.start()
+    texts = Texts(options.data, folder, own.engine.tokenizer)
+    numbers = iter(range(10**6))
+    asked = [[texts.window(100, 100, next(numbers)) for _ in range(8)] for _ in range(options.rounds + 1)]
+    file = folder / "lists.json"
+    file.write_text(json.dumps([[{"query": q, "passages": own} for q, own in lists] for lists in asked]))
+    peer = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "peers/rank_llm_first.py"), model, str(file), "100"],
+        env={**os.environ, "PYTHONPATH": str(options.rank_llm), "VLLM_CPU_KVCACHE_SPACE": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    theirs = json.loads(peer.stdout.readline())["prompt"]
+    query, window = asked[0][0]
+    ours = own.engine.tokenizer.decode(own.prompt.encode(query, window[:20])[:-1])
+    if theirs != ours:
+        raise SystemExit(f"the prompts differ:\n{ours}\n----\n{theirs}")
+    times: dict[str, list[float]] = {"raydr": [], "rank_llm": []}
+    equal = []
+    for number, lists in enumerate(asked):
+        orders = {}
+        for name in ("raydr", "rank_llm") if number % 2 else ("rank_llm", "raydr"):
+            if name == "raydr":
+                started = time.perf_counter()
+                known = {
+                    f"{n}-{p}": Passage("", text) for n, (_, own_) in enumerate(lists) for p, text in enumerate(own_)
+                }
+                hits = [
+                    (Query(str(n), q), [Hit(f"{n}-{p}", 0.0) for p in range(100)]) for n, (q, _) in enumerate(lists)
+                ]
+                ranked = own.rerank_many(hits, known)
+                seconds = time.perf_counter() - started
+                orders[name] = [[int(hit.passage_id.partition("-")[2]) for hit in line] for line in ranked]
+            else:
+                peer.stdin.write("\n")
+                peer.stdin.flush()
+                answer = json.loads(peer.stdout.readline())
+                seconds, orders[name] = answer["seconds"], answer["orders"]
+            if number:  # the first round warms up
+                times[name].append(seconds)
+        pairs = zip(orders["raydr"], orders["rank_llm"], strict=True)
+        equal += [float(np.mean(np.equal(mine[:10], other[:10]))) for mine, other in pairs]
+    peer.stdin.close()
+    peer.wait()
+    own.close()
+    ratio = statistics.median(times["rank_llm"]) / statistics.median(times["raydr"])
+    row = [*(spread(times[name]) for name in times), f"{ratio:.2f}", f"{np.mean(equal):.3f}"]
+    columns = ["raydr, s", "rank_llm, s", "rank_llm / raydr", "same passage at a place of the first ten"]
+    write(
+        options.out,
+        "Eight lists of 100 at once beside rank_llm",
+        markdown(columns, [row]),
+        {"times": times, "equal": equal},
+    )
+
+
 def made_of_minilm(folder: Path) -> Path:
     """Untrained, and long enough for every window."""
     folder.mkdir()
@@ -309,7 +384,7 @@ def made_of_minilm(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["windows", "batch", "lists", "served"])
+    parser.add_argument("what", choices=["windows", "batch", "lists", "served", "rank_llm"])
     parser.add_argument("--data", type=Path, required=True, help="a BEIR folder, for its texts")
     parser.add_argument("--model", help="a causal language model (default: one made of MiniLM)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -318,12 +393,14 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=16, help="batch: windows at once")
     parser.add_argument("--batch", type=int, default=4, help="batch: windows per forward pass of transformers")
     parser.add_argument("--requests", type=int, default=96, help="served: requests per number of callers")
+    parser.add_argument("--rank-llm", type=Path, help="rank_llm: folder that it is installed in")
     parser.add_argument("--out", type=Path, required=True, help="writes OUT.md and OUT.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = options.model or str(made_of_minilm(folder / "small"))
-        {"windows": windows, "batch": batch, "lists": lists, "served": served}[options.what](options, folder, model)
+        workloads = {"windows": windows, "batch": batch, "lists": lists, "served": served, "rank_llm": rank_llm}
+        workloads[options.what](options, folder, model)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def instant_training(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(zlib.crc32(f"{job.train} {job.method} {next(iter(batches))}".encode()))
         with torch.no_grad():
             for parameter in network.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
+                parameter += 0.05 * parameter.abs().mean() * torch.randn_like(parameter)
         method.save_model(network, job.out / LAST)
         (storage / "checkpoint").mkdir(parents=True)
         (storage / "checkpoint/state").write_text(str(job.train.max_steps))

@@ -33,8 +33,9 @@ def test_the_demo_runs_to_its_end_and_a_second_run_makes_nothing_again(tmp_path)
 
 
 @pytest.mark.usefixtures("instant_training")
-def test_what_was_trained_stands_beside_the_rest(tmp_path, ray_cluster, capsys):
-    """Two rounds of AR2, whose trainings are not Ray Train's; what is made of them is real."""
+def test_what_was_trained_stands_beside_the_rest(tmp_path, monkeypatch, capsys):
+    """Two rounds of AR2 in this process, whose trainings are not Ray Train's; what is made of them is real."""
+    monkeypatch.setattr("raydr.runtime.uses_ray", lambda *_, **__: False)
     demo(DemoConfig(out=tmp_path, size=120, serve=False))
     table = (tmp_path / "evaluate_trained/summary.txt").read_text()
     assert table in capsys.readouterr().out

@@ -1,0 +1,60 @@
+"""rank_llm's FIRST path (use_logits, use_alpha, batched sliding windows on vLLM): one round for every line it reads.
+
+    pip install --target DIR --no-deps rank_llm==0.25.7 ftfy dacite python-dotenv tiktoken wcwidth
+    PYTHONPATH=DIR python benchmarks/peers/rank_llm_first.py MODEL LISTS.json NUM_PASSAGES
+
+LISTS.json holds rounds of lists: {"query": ..., "passages": [...]}. Each line of the answer is JSON: seconds, and the
+order of every list as places; the first also holds a prompt.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rank_llm.data import Candidate, Query, Request, Result
+from rank_llm.rerank.listwise import RankListwiseOSLLM
+
+answers = sys.stdout
+sys.stdout = sys.stderr  # vLLM's and rank_llm's own prints
+
+
+def requests_of(lists: list[dict]) -> list[Request]:
+    return [
+        Request(
+            query=Query(text=own["query"], qid=str(number)),
+            candidates=[
+                Candidate(docid=str(place), score=1.0 - place / 1000, doc={"text": text})
+                for place, text in enumerate(own["passages"])
+            ],
+        )
+        for number, own in enumerate(lists)
+    ]
+
+
+def main(model: str, file: str, num_passages: int) -> None:
+    rounds = json.loads(Path(file).read_text(encoding="utf-8"))
+    reranker = RankListwiseOSLLM(
+        model=model,
+        context_size=4096,
+        device="cpu",
+        variable_passages=True,
+        window_size=20,
+        stride=10,
+        use_logits=True,
+        use_alpha=True,
+    )
+    first = requests_of(rounds[0])[0]
+    result = Result(query=first.query, candidates=first.candidates, invocations_history=[])
+    prompt, _ = reranker.create_prompt(result, 0, 20)
+    print(json.dumps({"prompt": prompt}), file=answers, flush=True)
+    for number, _ in enumerate(sys.stdin):
+        started = time.perf_counter()
+        results = reranker.rerank_batch(requests_of(rounds[number]), rank_end=num_passages)
+        seconds = time.perf_counter() - started
+        orders = [[int(candidate.docid) for candidate in result.candidates] for result in results]
+        print(json.dumps({"seconds": seconds, "orders": orders}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
