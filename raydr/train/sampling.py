@@ -46,7 +46,8 @@ class RandomBatches:
         num_negatives: negatives of each query; drawn again at every visit, repeated where a query has fewer.
         depth: negatives are drawn from the first (hardest) so many; None: from all.
 
-    Raises `ConfigError` when negatives are asked for and a query has none.
+    Where negatives are asked for, a query without any (the miner says how many there are) is left out. Raises
+    `ConfigError` when none is left.
     """
 
     def __init__(
@@ -54,20 +55,20 @@ class RandomBatches:
     ) -> None:
         self._examples, self._batch_size, self._num_negatives = examples, batch_size, num_negatives
         self._seed, self._depth = seed, depth
-        if num_negatives:
-            for row in range(len(examples)):
-                if not len(examples.negatives(row)):
-                    raise ConfigError(
-                        f"query {examples.query(row).query_id!r} has no negatives to draw {num_negatives} from: mine "
-                        "some (`raydr mine`), or train with in-batch negatives alone (num_negatives: 0)"
-                    )
+        self._rows = [row for row in range(len(examples)) if not num_negatives or len(examples.negatives(row))]
+        if not self._rows:
+            raise ConfigError(
+                f"none of the {len(examples)} queries has negatives to draw {num_negatives} from: mine some (`raydr "
+                "mine`), with weaker filters where these left none, or train with in-batch negatives alone "
+                "(num_negatives: 0)"
+            )
 
     def __iter__(self) -> Iterator[list[Group]]:
         rng = np.random.default_rng(self._seed)
         batch: list[Group] = []
         while True:
-            for row in rng.permutation(len(self._examples)):
-                batch.append(self.group(int(row), rng))
+            for place in rng.permutation(len(self._rows)):
+                batch.append(self.group(self._rows[place], rng))
                 if len(batch) == self._batch_size:
                     yield batch
                     batch = []

@@ -61,14 +61,21 @@ def test_draw_repeats_only_where_it_must():
     assert draw(pool, 0, rng) == []
 
 
-def test_a_query_without_negatives_is_named(tmp_path):
+def test_queries_without_negatives_are_left_out(tmp_path):
+    """Not even random ones may be left by a strict filter; one such query must not end hours of training."""
     from raydr.artifacts import write_artifact
     from raydr.data.examples import ExampleSet
     from raydr.types import Passage, Query
 
-    with write_artifact(tmp_path / "bare", kind="examples", config={}) as writer:
-        write_examples(writer.path, [Example(Query("q7", "x"), ["d1"])], {"d1": Passage("d1", "text")})
-    bare = ExampleSet.open(tmp_path / "bare")
-    with pytest.raises(ConfigError, match="'q7' has no negatives.*raydr mine"):
+    passages = {name: Passage(name, name) for name in ("d1", "d2")}
+    for name, negatives in (("bare", []), ("mixed", ["d2"])):
+        with write_artifact(tmp_path / name, kind="examples", config={}) as writer:
+            examples = [Example(Query("q7", "x"), ["d1"]), Example(Query("q8", "y"), ["d1"], negatives)]
+            write_examples(writer.path, examples, passages)
+    bare, mixed = (ExampleSet.open(tmp_path / name) for name in ("bare", "mixed"))
+    with pytest.raises(ConfigError, match="none of the 2 queries has negatives to draw 3 from.*raydr mine"):
         RandomBatches(bare, batch_size=1, num_negatives=3, seed=0)
-    assert next(iter(RandomBatches(bare, batch_size=1, num_negatives=0, seed=0)))[0].passages == (0,)
+    batches = islice(RandomBatches(mixed, batch_size=1, num_negatives=3, seed=0), 6)
+    assert {group.query for batch in batches for group in batch} == {1}
+    batches = islice(RandomBatches(bare, batch_size=1, num_negatives=0, seed=0), 6)
+    assert {group.query for batch in batches for group in batch} == {0, 1}
