@@ -66,9 +66,9 @@ class Limits(Config):
     """Most texts in one embeddings request."""
     documents: int = Field(default=1000, ge=1)
     """Most documents in one rerank request, and most hits reordered per query of a search."""
-    rerank_timeout_s: float = Field(default=20.0, gt=0)
+    rerank_timeout_s: float | None = Field(default=None, gt=0)
     """A search waits so long for its rerankers, those of feedback included; then it fails or keeps the first order, as
-    it asked. Shorter than `request_timeout_s`, which leaves no time to answer."""
+    it asked. Shorter than `request_timeout_s`, which leaves no time to answer; null: two thirds of it."""
     ids: int = Field(default=10_000, ge=1, le=MAX_IDS)
     """Most entries of `allow_ids` and of `exclude_ids`."""
     filter_values: int = Field(default=1000, ge=1)
@@ -80,12 +80,17 @@ class Limits(Config):
 
     @model_validator(mode="after")
     def _time_left_to_answer(self) -> Limits:
-        if self.rerank_timeout_s >= self.request_timeout_s:
+        if self.judging_s >= self.request_timeout_s:
             raise ValueError(
-                f"rerank_timeout_s ({self.rerank_timeout_s:g}) must be less than request_timeout_s "
+                f"rerank_timeout_s ({self.judging_s:g}) must be less than request_timeout_s "
                 f"({self.request_timeout_s:g}), or no search could keep its first order when a reranker is slow"
             )
         return self
+
+    @property
+    def judging_s(self) -> float:
+        """Seconds that a search waits for its rerankers."""
+        return self.request_timeout_s * 2 / 3 if self.rerank_timeout_s is None else self.rerank_timeout_s
 
 
 class AppArgs(Config):

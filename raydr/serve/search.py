@@ -397,7 +397,7 @@ class _Search:
         await self._fetch(np.concatenate(rows))
         rerank = self._of._rerankers[name].rerank.remote
         lists = [[self._passage(row) for row in own.tolist()] for own in rows]
-        limit_s = self._of._args.limits.rerank_timeout_s
+        limit_s = self._of._args.limits.judging_s
         if self._judged_until is None:  # one limit for all that rerankers do for a request, feedback included
             self._judged_until = asyncio.get_running_loop().time() + limit_s
         try:

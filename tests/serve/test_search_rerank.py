@@ -93,6 +93,8 @@ def test_rerankers_that_follow_each_other_share_one_limit(reranking):
     assert answer["feedback"]["applied"] is answer["reranking"]["applied"] is False
     with pytest.raises(ValueError, match="must be less than request_timeout_s"):
         Limits(rerank_timeout_s=20, request_timeout_s=20)
+    assert Limits().judging_s == 20
+    assert Limits(request_timeout_s=3).judging_s == 2
 
 
 def test_a_caller_that_leaves_does_not_let_the_next_one_in_beside_its_thread():
