@@ -54,11 +54,7 @@ class Reranker:
     async def _in_turn(self, query: Query, hits: list[Hit], passages: dict[str, Passage]) -> list[Hit]:
         """In a thread, which goes on when its caller leaves: the next one waits for it all the same."""
         await self._turn.acquire()
-        try:
-            work = asyncio.ensure_future(asyncio.to_thread(self._reranker.rerank, query, hits, passages))
-        except BaseException:
-            self._turn.release()
-            raise
+        work = asyncio.ensure_future(asyncio.to_thread(self._reranker.rerank, query, hits, passages))
         work.add_done_callback(self._next)
         return await asyncio.shield(work)
 
