@@ -15,8 +15,9 @@ windows: one window at a time, FIRST and generation with the same engine, prompt
 batch: many windows at once, raydr's engine and a padded batch through transformers
 lists: lists of 100 by sliding windows of 20, one list and eight at a time
 served: `/v1/rerank` on Ray Serve, 1, 4 and 16 callers, windows of 20
-rank_llm (unfinished: not run to its end yet): its FIRST path (installed in FOLDER, as benchmarks/peers/rank_llm_first.py says) over the same lists of 100
-    passages, with the same prompts and a model that answers (benchmarks/answering_lm.py)
+rank_llm: its FIRST path (installed in FOLDER, as benchmarks/peers/rank_llm_first.py says) over the same lists of 100
+    passages, with the same prompts and a model that answers (benchmarks/answering_lm.py); unfinished, not run to its
+    end yet
 
 Before a time counts, FIRST's scores must equal a transformers forward pass to 1e-3 and order the window as it does.
 """

@@ -7,8 +7,9 @@ Notable: everything the scores rest on is found out from the tokenizer itself at
 stand: which token the bracket is, which token each letter is, what stands between two letters. Prompt, bracket and
 letter are put together as token ids, so that a tokenizer which would merge `[A` (Qwen's, Llama 3's) gives each letter a
 token of its own all the same. One that makes two letters one token, or a letter several, is refused with what it does.
-Foreign identifiers in texts are rewritten, `[B]` to `(B)`, and special tokens taken out, so that no passage can vote for
-another. The prompt always fits: passages are cut to equal token budgets, on token boundaries, for as long as it does not.
+Foreign identifiers in texts are rewritten, `[B]` to `(B)`, and special tokens taken out, so that no passage can vote
+for another. The prompt always fits: passages are cut to equal token budgets, on token boundaries, for as long as it
+does not.
 
     prompt = ListwisePrompt(tokenizer, PromptConfig(), max_tokens=4096)
     prompt.encode("who hunts mice", ["A cat.", "A dog."])          # token ids, the last of them the bracket
