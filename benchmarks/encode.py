@@ -120,7 +120,10 @@ def contenders(arguments: argparse.Namespace, workload: str, calibration: Path) 
     found: dict[str, tuple[Worker, int]] = {}
     for name, python, peer, options, size in plans:
         script = HERE / "peers" / ("raydr_worker.py" if peer == "raydr" else "st_worker.py")
-        load = {"peer": peer, "model": folder, "max_tokens": max_tokens, "options": options}
+        if peer == "raydr":
+            options = {"device": arguments.device, **options}
+        device = arguments.device
+        load = {"peer": peer, "model": folder, "max_tokens": max_tokens, "device": device, "options": options}
         try:
             found[name] = (Worker(python, script, load, arguments.threads), size)
         except ChildProcessError as error:
@@ -240,6 +243,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=100, help="number of long texts")
     parser.add_argument("--fixed-cost", type=int, default=200, help="passages of the fixed-cost corpus")
     parser.add_argument("--best-batch", type=int, default=8, help="batch size that suits sentence-transformers here")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--peer-python", help="interpreter with sentence-transformers[openvino]")

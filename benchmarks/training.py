@@ -3,6 +3,7 @@
     python benchmarks/training.py throughput --rounds 5 --out results/training
     python benchmarks/training.py workers --rounds 3
     python benchmarks/training.py memory
+    python benchmarks/training.py gpu --batch 128 --shape bert-large --out results/training-gpu
 
 Contenders train the same checkpoint (dropout set to zero, so that equal batches give equal losses) on the same batches
 of `squad` (`RAYDR_DATA`): 16 queries, each with a positive and three negatives, in the same order, with the same loss
@@ -10,6 +11,10 @@ of `squad` (`RAYDR_DATA`): 16 queries, each with a positive and three negatives,
 unless a name says otherwise. The losses of the first step must agree to 1e-3 (bfloat16: 1e-2) before a speed counts. A
 step's time is the median after the first six; memory is the proportional set size of the contender's processes, Ray's
 included, at its highest.
+
+gpu: the same in bfloat16 on one GPU, of MiniLM or of an untrained BERT of a published shape; memory is the GPU's, as
+    nvidia-smi tells it. The share of the card's peak counts 6 operations per weight and token and attention's
+    products, padding not counted, against the H100's 989 TFLOP/s (bfloat16, dense).
 """
 
 from __future__ import annotations
@@ -45,9 +50,12 @@ GROUP = 4
 BATCH = 16
 STEPS = 14
 WARM = 6
+SHAPES = {"bert-base": (768, 12, 12, 3072), "bert-large": (1024, 24, 16, 4096)}
+"""Hidden size, layers, heads and inner size."""
+PEAK_FLOPS = 989e12
 
 
-def prepare(folder: Path, batch: int) -> None:
+def prepare(folder: Path, batch: int, shape: str = "minilm") -> None:
     """The examples, as a raydr artifact and as rows of text, and the checkpoint without dropout."""
     corpus = ingest(DataConfig(path=str(DATA / "squad"), split="test"), folder / "corpus")
     queries = ingest_queries(DataConfig(path=str(DATA / "squad"), split="train"), corpus, folder / "queries")
@@ -74,6 +82,33 @@ def prepare(folder: Path, batch: int) -> None:
     config = json.loads((folder / "model/config.json").read_text())
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (folder / "model/config.json").write_text(json.dumps({**config, **still}), encoding="utf-8")
+    if shape != "minilm":
+        _untrained(folder / "model", shape)
+
+
+def _untrained(folder: Path, shape: str) -> None:
+    """A BERT of a published shape in the place of MiniLM, with its tokenizer."""
+    from transformers import AutoConfig, AutoModel
+
+    hidden, layers, heads, inner = SHAPES[shape]
+    config = AutoConfig.from_pretrained(folder)
+    config.hidden_size, config.num_hidden_layers = hidden, layers
+    config.num_attention_heads, config.intermediate_size = heads, inner
+    AutoModel.from_config(config).save_pretrained(folder)
+
+
+def operations(folder: Path, batch: int) -> float:
+    """Floating-point operations of a step of `batch` queries, forward and backward."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config, tokenizer = AutoConfig.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
+    rows = json.loads((folder / "rows.json").read_text())
+    encoded = tokenizer([text for row in rows for text in row], truncation=True, max_length=128)["input_ids"]
+    lengths = [len(ids) for ids in encoded]
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    weights = layers * (4 * hidden**2 + 2 * hidden * config.intermediate_size)
+    products = sum(6 * weights * length + 12 * layers * hidden * length**2 for length in lengths)
+    return products * batch / len(rows)
 
 
 def run(script: str, folder: Path, settings: dict[str, Any], *, look_every_s: float = 5.0) -> dict[str, Any]:
@@ -83,7 +118,8 @@ def run(script: str, folder: Path, settings: dict[str, Any], *, look_every_s: fl
         command = [sys.executable, str(HERE / "peers" / script), str(folder), scratch, json.dumps(settings)]
         with (Path(scratch) / "log").open("w+") as log:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-            watcher = threading.Thread(target=_watch, args=(process, peak, look_every_s), daemon=True)
+            watch = _watch_gpu if settings.get("gpu") else _watch
+            watcher = threading.Thread(target=watch, args=(process, peak, look_every_s), daemon=True)
             watcher.start()
             output, _ = process.communicate()
             if process.returncode:
@@ -106,6 +142,14 @@ def _watch(process: subprocess.Popen[str], peak: list[int], every_s: float) -> N
         time.sleep(every_s)
 
 
+def _watch_gpu(process: subprocess.Popen[str], peak: list[int], every_s: float) -> None:
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    while process.poll() is None:
+        used = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        peak[0] = max(peak[0], int(used.split()[0]) << 20)
+        time.sleep(every_s)
+
+
 def _share(process: psutil.Process) -> int:
     try:
         return process.memory_full_info().pss
@@ -117,7 +161,8 @@ def compare(title: str, contenders: dict[str, tuple[str, dict[str, Any]]], optio
     batch = options.batch
     with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:
         folder = Path(scratch)
-        prepare(folder, batch)
+        prepare(folder, batch, options.shape)
+        work = operations(folder, batch)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         names = list(contenders)
         for number in range(options.rounds):
@@ -136,8 +181,12 @@ def compare(title: str, contenders: dict[str, tuple[str, dict[str, Any]]], optio
         rates = [batch / r["step_s"] for r in runs]
         peak = max(r["peak_mib"] for r in runs)
         ratio = base / statistics.median(r["step_s"] for r in runs)
-        rows.append([name, spread(rates), f"{ratio:.2f}", f"{peak:.0f}", f"{first[name]:.4f}"])
+        row = [name, spread(rates), f"{ratio:.2f}", f"{peak:.0f}", f"{first[name]:.4f}"]
+        if options.workload == "gpu":
+            row.append(f"{100 * work / statistics.median(r['step_s'] for r in runs) / PEAK_FLOPS:.1f} %")
+        rows.append(row)
     columns = ["contender", "examples/s, median (range)", "speed / reference", "peak MiB", "first loss"]
+    columns += ["share of the peak"] if options.workload == "gpu" else []
     write(options.out, title, markdown(columns, rows), found)
 
 
@@ -152,6 +201,21 @@ def throughput(options: argparse.Namespace) -> None:
     }
     chosen = {name: contenders[name] for name in options.only or contenders}
     compare(f"W9: training, {options.batch} queries x {GROUP} passages", chosen, options)
+
+
+def gpu(options: argparse.Namespace) -> None:
+    half = {"gpu": True, "precision": "bfloat16"}
+    contenders = {
+        "raydr, bfloat16": ("raydr_training.py", half),
+        "raydr, bfloat16, cached in chunks of 16384 tokens": ("raydr_training.py", {**half, "chunk_tokens": 16384}),
+        "ST, bfloat16, cached in chunks of 128 texts": (
+            "st_training.py",
+            {"gpu": True, "bf16": True, "mini_batch": 128},
+        ),
+        "ST, bfloat16": ("st_training.py", {"gpu": True, "bf16": True}),
+    }
+    chosen = {name: contenders[name] for name in options.only or contenders}
+    compare(f"W9: training on a GPU, {options.shape}, {options.batch} queries x {GROUP} passages", chosen, options)
 
 
 def workers(options: argparse.Namespace) -> None:
@@ -191,14 +255,15 @@ def memory(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", choices=["throughput", "workers", "memory"])
+    parser.add_argument("workload", choices=["throughput", "workers", "memory", "gpu"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--shape", choices=["minilm", *SHAPES], default="minilm", help="of the network")
     parser.add_argument("--only", nargs="*", help="contenders of `throughput`, the first giving the expected loss")
     parser.add_argument("--reference", help="contender that the speeds are divided by (default: the last)")
     parser.add_argument("--out", type=Path, default=Path("results/training"))
     options = parser.parse_args()
-    {"throughput": throughput, "workers": workers, "memory": memory}[options.workload](options)
+    {"throughput": throughput, "workers": workers, "memory": memory, "gpu": gpu}[options.workload](options)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def main(folder: Path, scratch: Path, settings: dict) -> None:
         chunk_tokens=settings.get("chunk_tokens"),
         num_workers=settings.get("num_workers", 1),
         worker_cpus=float(settings.get("worker_cpus", available_cpus())),
+        worker_gpus=float(settings.get("gpu", False)),
         zero_stage=settings.get("zero_stage", 1),
         precision=settings.get("precision", "float32"),
         learning_rate=2e-5,

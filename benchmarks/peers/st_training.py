@@ -42,7 +42,9 @@ def main(folder: Path, scratch: Path, settings: dict) -> None:
     rows = json.loads((folder / "rows.json").read_text())
     columns = ["anchor", "positive", *(f"negative_{n}" for n in range(1, len(rows[0]) - 1))]
     dataset = Dataset.from_list([dict(zip(columns, row, strict=True)) for row in rows])
-    model = SentenceTransformer(str(folder / "model"), device="cpu", local_files_only=True)
+    model = SentenceTransformer(
+        str(folder / "model"), device="cuda" if settings.get("gpu") else "cpu", local_files_only=True
+    )
     model.max_seq_length = 128
     if "mini_batch" in settings:
         loss = losses.CachedMultipleNegativesRankingLoss(model, scale=20.0, mini_batch_size=settings["mini_batch"])
@@ -62,7 +64,7 @@ def main(folder: Path, scratch: Path, settings: dict) -> None:
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not settings.get("gpu"),
     )
     InOrder(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[clock]).train()
     print(json.dumps({"losses": clock.losses, "seconds": clock.seconds}))

@@ -1,7 +1,7 @@
 """A neighbour's encoder in an interpreter of its own, spoken to by JSON lines; started by `benchmarks/encode.py`.
 
     {"do": "load", "peer": "sentence-transformers", "model": DIR, "max_tokens": 256,
-     "threads": 2, "options": {}}                               -> {"load_s": 1.2}
+     "device": "cpu", "threads": 2, "options": {}}              -> {"load_s": 1.2}
     {"do": "texts", "file": "texts.json"}                       -> {"texts": 2000}
     {"do": "encode", "batch_size": 32, "out": "FILE.npy"}       -> {"s": 1.9, "rss_mib": 500.1}
 
@@ -33,7 +33,7 @@ def load(request: dict[str, Any]) -> Any:
         import torch
 
         options["model_kwargs"] = {"dtype": getattr(torch, dtype)}
-    model = SentenceTransformer(request["model"], device="cpu", local_files_only=True, **options)
+    model = SentenceTransformer(request["model"], device=request["device"], local_files_only=True, **options)
     model.max_seq_length = request["max_tokens"]
     if calibration:
         quantize(model, json.loads(Path(calibration).read_text(encoding="utf-8")))
