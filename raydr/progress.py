@@ -45,12 +45,14 @@ class Progress:
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()
+        if done < self._initial:  # what was resumed begins further back than it had come
+            self._initial, self._started = done, now
         if self._bar.disable and now - self._written >= LINE_EVERY_S:
             self._written = now
             print(self._line(now - self._started), file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:
-        rate = (self._done - self._initial) / seconds
+        rate = (self._done - self._initial) / seconds if seconds > 0 else 0.0
         left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
         return f"{self._name}: {self._done:,} of {self._total:,} ({_readable(rate)} {self._unit}/s{left})"
 

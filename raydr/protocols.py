@@ -82,6 +82,8 @@ class QueryRefiner(Protocol):
 
 @runtime_checkable
 class Reranker(Protocol):
-    """Puts hits into a better order with scores of its own; returns every hit it was given, exactly once."""
+    """Puts hits into a better order with scores of its own; returns every hit it was given, exactly once, best first:
+    no score is above the one before.
+    """
 
     def rerank(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]: ...

@@ -1,6 +1,7 @@
 """Long work in a log: a line now and then, with how far it is and how long it takes."""
 
 import re
+import time
 
 import pytest
 
@@ -35,3 +36,15 @@ def test_work_elsewhere_is_asked_how_far_it_is(monkeypatch, capsys):
     with followed("train", lambda: next(counts), total=8, unit="step"):
         pass
     assert capsys.readouterr().err.startswith("train: 5 of 8 (")
+
+
+def test_work_that_is_resumed_further_back_has_no_negative_rate(monkeypatch, capsys):
+    """A training goes on from its last checkpoint, behind the last step that its log held."""
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    with Progress("train", total=40, initial=30, unit="step") as bar:
+        bar.update_to(20)
+        time.sleep(0.01)
+        bar.update_to(25)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: 20 of 40 (0 step/s)"
+    assert re.fullmatch(r"train: 25 of 40 \([\d,.e+]+ step/s, \d+ s left\)", lines[1])

@@ -10,6 +10,7 @@ memory-mapped arrays and JSON, never a pickle. Only passages that share a word w
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ class BM25:
     @classmethod
     def build(cls, texts: Iterable[str], config: BM25Config) -> BM25:
         """Indexes `texts`; text i becomes row i. Raises `ConfigError` when no word is left to index."""
-        import bm25s
+        bm25s = _bm25s()
 
         try:
             tokens = bm25s.tokenize(list(texts), **_language(config), show_progress=False)
@@ -55,7 +56,7 @@ class BM25:
     @classmethod
     def open(cls, path: Path) -> BM25:
         """The index in a folder, memory-mapped. Raises `ArtifactError` when it is damaged."""
-        import bm25s
+        bm25s = _bm25s()
 
         try:
             config = BM25Config.model_validate_json((path / _SETTINGS).read_bytes())
@@ -74,7 +75,7 @@ class BM25:
         self, queries: Sequence[str], k: int, *, ids_of: IdsOf, allowed: Bool[np.ndarray, " row"] | None = None
     ) -> TopK:
         """The `k` best rows per query text, only among `allowed` rows, ties by id."""
-        import bm25s
+        bm25s = _bm25s()
 
         if not len(queries):
             return empty(0, k)
@@ -94,6 +95,14 @@ class BM25:
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:
         return _language(self.config)
+
+
+def _bm25s() -> Any:
+    """The library, which runs JAX once when it is imported, where there is a JAX: that must not take a GPU's memory."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import bm25s
+
+    return bm25s
 
 
 def _language(config: BM25Config) -> dict[str, Any]:

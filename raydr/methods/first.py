@@ -174,8 +174,9 @@ class WindowBatches:
                 )
             teacher, miner = _teacher_and_miner(examples, row)
             teacher = given[row] if given is not None else teacher
-            is_order = len(np.unique(teacher)) > 2
-            num_first = len(rows) if is_order else len(examples.positives(row))
+            num_positives = len(examples.positives(row))
+            is_order = len(np.unique(teacher[num_positives:])) > 1  # without the positives, too, there is one to learn
+            num_first = len(rows) if is_order else num_positives
             self._candidates.append(_Candidates(rows, num_first, teacher, miner))
 
     def __iter__(self) -> Iterator[list[Group]]:

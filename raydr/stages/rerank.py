@@ -1,8 +1,7 @@
 """rerank: reorders a run with a reranker, as one batch job; the batch side of what `/v1/search` with `rerank` serves.
 
 Notable: lists go to the reranker by the block, and one that ranks many at a time (FIRST, on vLLM) puts the windows of
-all lists of a block into its batches. On Ray every actor has a reranker, so an engine, of its own. A run file's scores
-descend; where a reranker's own do not (those of different windows), the running minimum stands there.
+all lists of a block into its batches. On Ray every actor has a reranker, so an engine, of its own.
 
 | in the artifact (kind "run") | what |
 | --- | --- |
@@ -32,8 +31,9 @@ from raydr.errors import ConfigError, DataError
 from raydr.index.reader import IndexReader
 from raydr.progress import Progress
 from raydr.stages.config import RerankConfig
+from raydr.stages.feedback import rerank_lists
 from raydr.stages.pool import over_pool
-from raydr.stages.search import KIND, HitsTable, reranked
+from raydr.stages.search import KIND, HitsTable
 from raydr.types import PASSAGE_ID, QUERY_ID, SCORE, TEXT, Hit, Passage, Query, Run
 
 _LISTS = pa.schema(
@@ -129,7 +129,7 @@ class _Reranker:
         rows = block.to_pylist()
         lists = [(Query(row[QUERY_ID], row[TEXT]), list(map(Hit, row["passage_ids"], row["scores"]))) for row in rows]
         passages = self._passages({hit.passage_id for _, hits in lists for hit in hits})
-        ranked = reranked(self._reranker, lists, passages)
+        ranked = rerank_lists(self._reranker, lists, passages)
         heads = [_head(q.query_id, q.text, hits) for (q, _), hits in zip(lists, ranked, strict=True)]
         return pa.Table.from_pylist(heads, schema=_LISTS)
 

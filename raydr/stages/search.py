@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ class Searcher:
             )
             for query, (own, _) in zip(queries, parts, strict=True)
         ]
-        ranked = reranked(reranker, lists, {passage.passage_id: passage for passage in passages.values()})
+        ranked = rerank_lists(reranker, lists, {passage.passage_id: passage for passage in passages.values()})
         for hits, (own, others) in zip(ranked, parts, strict=True):
             new_rows.extend(row_of[hit.passage_id] for hit in hits)
             new_scores.extend(hit.score for hit in hits)
@@ -245,18 +245,6 @@ class Searcher:
             new_rows.extend(rows[others])
             new_scores.extend(lowest - np.arange(1, len(others) + 1))
         return line, np.array(new_rows, dtype=np.int64), np.array(new_scores, dtype=np.float32)
-
-
-def reranked(
-    reranker: Any, lists: Sequence[tuple[Query, Sequence[Hit]]], passages: Mapping[str, Passage]
-) -> list[list[Hit]]:
-    """Each list in the reranker's order, with scores that descend."""
-    return [_descending(hits) for hits in rerank_lists(reranker, lists, passages)]
-
-
-def _descending(hits: Sequence[Hit]) -> list[Hit]:
-    lowest = np.minimum.accumulate([hit.score for hit in hits]) if hits else []
-    return [Hit(hit.passage_id, float(score)) for hit, score in zip(hits, lowest, strict=True)]
 
 
 class HitsTable:

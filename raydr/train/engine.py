@@ -35,6 +35,9 @@ class Engine:
     def __init__(self, model: nn.Module, config: TrainConfig, *, is_gpu: bool) -> None:
         deepspeed = _import_deepspeed(is_gpu=is_gpu)
         self.device = torch.device("cuda", torch.cuda.current_device()) if is_gpu else torch.device("cpu")
+        # cuDNN's backward pass makes NaN of rows that attend to next to nothing, as padding on the left does, in texts
+        # of 64, 192, 320, ... tokens (github.com/pytorch/pytorch/issues/196678); PyTorch's own fused kernels do not.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         if config.activation_checkpointing:
             _checkpoint_activations(model)
         groups = parameter_groups(model, config)
