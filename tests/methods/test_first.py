@@ -402,6 +402,21 @@ def test_windows_hold_a_positive_and_may_stand_as_the_retriever_ranked_them(tmp_
         assert {window == sorted(window, key=ranks.__getitem__, reverse=True) for window in windows} == expected
 
 
+def test_a_teacher_that_orders_positives_alone_leaves_no_window_without_one(tmp_path):
+    """Equal scores of all negatives make no pair, so a window of negatives would teach nothing."""
+    names = [f"n{n}" for n in range(9)]
+    passages = {name: Passage(name, name) for name in ["p", "r", *names]}
+    graded = Example(
+        Query("q", "x"), ["p", "r"], names, negative_scores=[0.0] * 9, negative_sources=["file"] * 9,
+        positive_scores=[2.0, 1.0],
+    )  # fmt: skip
+    examples = written(tmp_path / "examples", [graded], passages)
+    sampler = WindowBatches(examples, batch_size=4, window_size=3, short_share=0.0, shuffled_share=1.0, seed=1)
+    for batch, _ in zip(sampler, range(10)):
+        for group in batch:
+            assert {"p", "r"} & {passage.passage_id for passage in examples.passages(group.passages)}
+
+
 def test_the_orders_of_a_file_are_learned(tmp_path):
     docs = [{"_id": name, "text": f"text of {name}"} for name in "abcde"]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
