@@ -34,11 +34,11 @@ def read_tevatron(record: Record, lookup: Lookup) -> TrainingExample:
     answers = record.get("answers") or []
     return TrainingExample(
         query=_text(record, "query"),
-        query_id=_identifier(record, "query_id"),
+        query_id=identifier(record, "query_id"),
         positives=_nonempty(_tevatron_passages(record, "positive_passages"), "positive_passages"),
         negatives=_tevatron_passages(record, "negative_passages"),
         answers=tuple(_strings({"answers": [answers] if isinstance(answers, str) else answers}, "answers")),
-        unread=_unread(record, {"query_id", "query", "positive_passages", "negative_passages", "answers"}),
+        unread=unread(record, {"query_id", "query", "positive_passages", "negative_passages", "answers"}),
     )
 
 
@@ -46,10 +46,10 @@ def read_tevatron_ids(record: Record, lookup: Lookup) -> TrainingExample:
     """Tevatron's newer form: ids that point into a corpus file."""
     return TrainingExample(
         query=_text(record, "query_text"),
-        query_id=_identifier(record, "query_id"),
+        query_id=identifier(record, "query_id"),
         positives=_nonempty(_looked_up(record, "positive_document_ids", lookup), "positive_document_ids"),
         negatives=_looked_up(record, "negative_document_ids", lookup),
-        unread=_unread(record, {"query_id", "query_text", "positive_document_ids", "negative_document_ids"}),
+        unread=unread(record, {"query_id", "query_text", "positive_document_ids", "negative_document_ids"}),
     )
 
 
@@ -67,7 +67,7 @@ def read_flagembedding(record: Record, lookup: Lookup) -> TrainingExample:
         positives=_nonempty(passages("pos"), "pos"),
         negatives=passages("neg"),
         prompt=_text(record, "prompt") if record.get("prompt") else None,
-        unread=_unread(record, {"query", "pos", "neg", "pos_scores", "neg_scores", "prompt"}),
+        unread=unread(record, {"query", "pos", "neg", "pos_scores", "neg_scores", "prompt"}),
     )
 
 
@@ -125,7 +125,7 @@ def read_ms_swift(record: Record, lookup: Lookup) -> TrainingExample:
         positives=_nonempty(passages("positive_messages"), "positive_messages"),
         negatives=passages("negative_messages"),
         prompt=systems[0] if systems else None,
-        unread=further + _unread(record, {"messages", "positive_messages", "negative_messages"}),
+        unread=further + unread(record, {"messages", "positive_messages", "negative_messages"}),
     )
 
 
@@ -147,21 +147,21 @@ def read_rankllm(record: Record, lookup: Lookup) -> TrainingExample:
             TrainingPassage(
                 _text(doc, field, f"{name}.doc."),
                 doc.get("title") or "",
-                _identifier(candidate, "docid", f"{name}."),
+                identifier(candidate, "docid", f"{name}."),
                 _number(score, f"{name}.score") if score is not None else None,
             )
         )
     return TrainingExample(
         query=_text(query, "text", "query."),
-        query_id=_identifier(query, "qid", "query."),
+        query_id=identifier(query, "qid", "query."),
         candidates=_nonempty(tuple(candidates), "candidates"),
-        unread=_unread(record, {"query", "candidates"}),
+        unread=unread(record, {"query", "candidates"}),
     )
 
 
 def read_orders(record: Record, lookup: Lookup) -> TrainingExample:
     """A teacher's order of passages, best first, by id; the query in full or by id."""
-    query_id = _identifier(record, "query_id")
+    query_id = identifier(record, "query_id")
     query = _text(record, "query") if record.get("query") is not None else lookup.query(query_id)
     if query is None:
         raise BadFieldError("query_id", "names an unknown query", repr(query_id))
@@ -171,7 +171,7 @@ def read_orders(record: Record, lookup: Lookup) -> TrainingExample:
         place = next(place for place, id_ in enumerate(ids) if id_ in ids[:place])
         raise BadFieldError(f"docs[{place}]", "stands in the order already", repr(ids[place]))
     return TrainingExample(
-        query=query, query_id=query_id, candidates=docs, unread=_unread(record, {"query_id", "query", "docs"})
+        query=query, query_id=query_id, candidates=docs, unread=unread(record, {"query_id", "query", "docs"})
     )
 
 
@@ -202,7 +202,7 @@ def _tevatron_passages(record: Record, field: str) -> tuple[TrainingPassage, ...
             TrainingPassage(
                 _text(passage, "text", f"{name}."),
                 passage.get("title") or "",
-                _identifier(passage, "docid", f"{name}."),
+                identifier(passage, "docid", f"{name}."),
                 _number(score, f"{name}.score") if score is not None else None,
             )
         )
@@ -220,7 +220,8 @@ def _text(record: Mapping[str, Any], field: str, path: str = "") -> str:
     return value
 
 
-def _identifier(record: Mapping[str, Any], field: str, path: str = "") -> str:
+def identifier(record: Mapping[str, Any], field: str, path: str = "") -> str:
+    """A string, or a whole number as one."""
     value = record.get(field)
     return str(value) if type(value) is int else _text(record, field, path)
 
@@ -272,5 +273,6 @@ def _nonempty(passages: tuple[TrainingPassage, ...], field: str) -> tuple[Traini
     return passages
 
 
-def _unread(record: Record, known: Collection[str]) -> tuple[str, ...]:
+def unread(record: Record, known: Collection[str]) -> tuple[str, ...]:
+    """Fields beside `known` that hold something."""
     return tuple(name for name, value in record.items() if name not in known and value not in (None, "", [], {}))

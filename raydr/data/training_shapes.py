@@ -18,6 +18,7 @@ from raydr.data import training_writers as writers
 from raydr.data.config import Columns
 from raydr.data.fields import Fields, Names, passage_names, query_names
 from raydr.data.files import Folder
+from raydr.data.order_conversations import read_rank_zephyr, write_rank_zephyr
 from raydr.data.problems import BadFieldError, Problems
 from raydr.data.records import JsonLines, Record
 from raydr.data.training_example import TrainingExample, TrainingPassage
@@ -83,6 +84,13 @@ FORMATS: Mapping[str, Format] = {
         needs_positive=False,
         names_passages=True,
     ),
+    "rank_zephyr": Format(
+        read_rank_zephyr,
+        write_rank_zephyr,
+        frozenset({"query ids"}),
+        is_judged=False,
+        needs_positive=False,
+    ),
 }
 
 
@@ -99,6 +107,8 @@ def detect_format(path: str) -> str:
         return "rankllm"
     if "docs" in record:
         return "orders"
+    if "conversations" in record:
+        return "rank_zephyr"
     if "messages" in record:
         return "ms_swift"
     if "pos" in record:

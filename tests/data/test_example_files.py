@@ -24,6 +24,17 @@ def texts(examples: ExampleSet, rows) -> list[str]:
     return [passage.text for passage in examples.passages(rows)]
 
 
+def orders_of(examples: ExampleSet) -> list[list[str]]:
+    """Each query with its passages, the positives first."""
+    return [
+        [
+            examples.query(row).text,
+            *texts(examples, [*examples.positives(row).tolist(), *examples.negatives(row).tolist()]),
+        ]
+        for row in range(len(examples))
+    ]
+
+
 def tevatron(query_id: str, query: str, positives: list, negatives: list, **more) -> dict:
     return {
         "query_id": query_id,
@@ -120,15 +131,15 @@ def test_orders_of_a_teacher_stay_apart_and_keep_their_order(tmp_path):
     orders = [{"query_id": "q", "docs": docs, "teacher": "t"} for docs in (["d", "c", "s"], ["c", "d"])]
     path = write(tmp_path / "orders.jsonl", *orders, {"query_id": "r", "docs": ["s", "c"]})
     examples = examples_from_file(path, tmp_path / "out", corpus=corpus, queries=queries, trust_order=True)
-    found = [
-        [
-            examples.query(row).text,
-            *texts(examples, [*examples.positives(row).tolist(), *examples.negatives(row).tolist()]),
-        ]
-        for row in range(len(examples))
-    ]
-    assert found == [["pet", DOG, CAT, SUN], ["pet", CAT, DOG], ["light", SUN, CAT]]
+    assert orders_of(examples) == [["pet", DOG, CAT, SUN], ["pet", CAT, DOG], ["light", SUN, CAT]]
     assert examples.artifact.manifest.counts["passages"] == 3
+
+
+def test_the_records_of_rank_zephyr_are_orders(tmp_path):
+    shown = f"3 passages.\n[A] {CAT}\n[B] {SUN}\n[C] {DOG}\nSearch Query: pet.\nRank them."
+    turns = [{"from": "human", "value": shown}, {"from": "gpt", "value": "[C] > [A] > [B]"}]
+    path = write(tmp_path / "train.jsonl", {"conversations": turns})
+    assert orders_of(examples_from_file(path, tmp_path / "out", trust_order=True)) == [["pet", DOG, CAT, SUN]]
 
 
 def test_a_finished_set_of_the_same_file_stays(tmp_path):

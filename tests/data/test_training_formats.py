@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydr.data.training_example import TrainingExample, TrainingPassage
+from raydr.data.training_example import TrainingExample, TrainingPassage, content_id
 from raydr.data.training_formats import FORMATS, convert, detect_format, validate
 from raydr.data.training_readers import Lookup
 from raydr.data.training_writers import corpus_record
@@ -23,12 +23,13 @@ def examples(name: str) -> st.SearchStrategy[TrainingExample]:
     """Examples with everything the format keeps, and nothing else."""
     keeps = FORMATS[name].keeps
     title = TEXT | st.just("") if name in ("tevatron", "rankllm") else st.just("")
+    text = TEXT.map(lambda text: " ".join(text.split())) if name == "rank_zephyr" else TEXT
 
     def passages(min_size: int, max_size: int) -> st.SearchStrategy[tuple[TrainingPassage, ...]]:
         def build(scored: bool) -> st.SearchStrategy[tuple[TrainingPassage, ...]]:
             score = SCORE if scored else st.none()
             ids = TEXT if "passage ids" in keeps else st.none()
-            one = st.builds(TrainingPassage, TEXT, title, ids, score)
+            one = st.builds(TrainingPassage, text, title, ids, score)
             unique = (lambda passage: passage.passage_id) if "passage ids" in keeps else None
             return st.lists(one, min_size=min_size, max_size=max_size, unique_by=unique).map(tuple)
 
@@ -41,7 +42,7 @@ def examples(name: str) -> st.SearchStrategy[TrainingExample]:
     several = "several positives in one record" in keeps
     return st.builds(
         TrainingExample,
-        query=TEXT,
+        query=text,
         query_id=TEXT if "query ids" in keeps else st.none(),
         positives=passages(1, 3 if several else 1) if judged else st.just(()),
         negatives=passages(0, 3) if judged else st.just(()),
@@ -106,7 +107,22 @@ ROWS = {
         ],
     },
     "orders": {"query_id": "q1", "query": "which pet", "docs": ["d1", "d2"]},
+    "rank_zephyr": {
+        "id": "rank_0",
+        "conversations": [
+            {"from": "system", "value": "You rank."},
+            {
+                "from": "human",
+                "value": "For: which pet.\n\n[A] A star.\n[B] It purrs.\n\nSearch Query: which pet.\nRank them.",
+            },
+            {"from": "gpt", "value": "[B] > [A]"},
+        ],
+    },
 }
+
+
+def conversation(user: str, answer: str) -> dict:
+    return {"conversations": [{"from": "human", "value": user}, {"from": "gpt", "value": answer}]}
 
 
 def write(path: Path, *rows: object) -> str:
@@ -140,6 +156,9 @@ def test_a_corpus_is_no_training_file(tmp_path: Path) -> None:
 def test_every_format_converts_into_every_other(tmp_path: Path, corpus: str, source: str, target: str) -> None:
     qrels = tmp_path / "qrels.txt"
     qrels.write_text("q1 0 d1 2\nq1 0 d2 0\n")
+    if source == "rank_zephyr":  # has no ids, so those made from the texts stand for them
+        query, cat, star = (content_id(text) for text in ("which pet", "It purrs.", "A star."))
+        qrels.write_text(f"{query} 0 {cat} 2\n{query} 0 {star} 0\n")
     done = convert(
         write(tmp_path / "in.jsonl", ROWS[source]),
         tmp_path / "out.jsonl",
@@ -157,6 +176,9 @@ def test_every_format_converts_into_every_other(tmp_path: Path, corpus: str, sou
     [row] = read(tmp_path / "out.jsonl")
     assert "which pet" in json.dumps(row)
     texts = (tmp_path / "out.corpus.jsonl").read_text() if FORMATS[target].names_passages else json.dumps(row)
+    if target == "rank_zephyr":
+        [example] = [FORMATS[target].read(row, Lookup(lambda _: None, lambda _: None))]
+        texts = " ".join(passage.text for passage in example.candidates)
     assert texts.index("It purrs.") < texts.index("A star."), "the positive comes first"
 
 
@@ -223,6 +245,21 @@ BAD = [
     ("orders", {"docs": ["d1", "d2", "d1"]}, "docs[2]", "stands in the order already"),
     ("orders", {"docs": "d1"}, "docs", "must be a list"),
     ("orders", {"query": None}, "query", "is missing"),
+    ("rank_zephyr", {"conversations": "[A]"}, "conversations", "must be a list of turns"),
+    ("rank_zephyr", conversation("[A] x\nwhich pet", "[A]"), "conversations[0].value", "has no line 'Search Query"),
+    (
+        "rank_zephyr",
+        conversation("[A] x\n[C] y\nSearch Query: q.", "[A]"),
+        "conversations[0].value",
+        "must show passages",
+    ),
+    (
+        "rank_zephyr",
+        conversation("[1] x\n[2] \nSearch Query: q.", "[1] > [2]"),
+        "conversations[0].value",
+        "has no text",
+    ),
+    ("rank_zephyr", conversation("[1] x\n[2] y\nSearch Query: q.", "[2]"), "conversations[1].value", "must name each"),
 ]
 
 
