@@ -23,12 +23,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).parent))
 from interleaved import markdown, write
 
-from raydr.artifacts import is_finished
+from raydr.artifacts import is_finished, open_artifact
 from raydr.config import Component, load
 from raydr.data.corpus import Corpus
 from raydr.evaluation.config import EvaluateConfig
@@ -123,12 +121,14 @@ def measured(folder: Path) -> dict[str, float]:
     return {**values, "pooled AUC": summary["roc"]["pooled_area"]}
 
 
+def learned(folder: Path) -> Component:
+    """The method as the run trained it."""
+    return Component.model_validate(open_artifact(folder / "method").manifest.details["method"])
+
+
 def on_dev(folder: Path, config: RunConfig) -> dict[str, float]:
     """What a finished run reaches on the dev queries, over the index that was measured on the test queries."""
-    learned = folder / "method/method.yaml"
-    method = (
-        Component.model_validate(yaml.safe_load(learned.read_text())["method"]) if learned.exists() else config.method
-    )
+    method = learned(folder) if is_finished(folder / "method") else config.method
     steps = Steps(config, Corpus.open(folder / "corpus"), use_ray=False)
     steps.evaluate(method, folder / "index", "dev")
     return {"dev nDCG@10": json.loads((folder / "dev/evaluate/metrics.json").read_text())["nDCG@10"]}
@@ -138,7 +138,7 @@ def rankers(folder: Path, data: Path, seed: int, depth: int, overrides: list[str
     """AR2's warm-up ranker and its last one over the first hits of the final retriever."""
     path, settings = config_of("ar2", folder, data, seed, overrides)
     config = load(RunConfig, path, [*settings, f"search.rerank={depth}", f"search.k={max(depth, 10)}"])
-    method = Component.model_validate(yaml.safe_load((folder / "method/method.yaml").read_text())["method"])
+    method = learned(folder)
     corpus = Corpus.open(folder / "corpus")
     found = {}
     for label, ranker in (("warm-up ranker", folder / "ranker-warmup/model"), ("last ranker", None)):

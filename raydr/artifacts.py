@@ -1,9 +1,10 @@
 """What a step leaves on disk: a folder of data files with `manifest.json` written last.
 
 Notable: the manifest's existence means the step finished, so a half-written step is never taken for a finished one;
-all names inside are relative, so a moved folder still opens; files carry checksums. A step is skipped when a finished
-artifact with the same fingerprint (kind, config, input fingerprints) is there. A folder that raydr did not make is
-never overwritten, and two processes cannot write one artifact at the same time.
+files carry checksums. A step is skipped when a finished artifact with the same fingerprint (kind, config, input
+fingerprints) is there. Folders can be moved: names inside are relative, a manifest also knows where the artifacts that
+its settings name lie as seen from its own, and a fingerprint knows these by what they are, not where. A folder that
+raydr did not make is never overwritten, and two processes cannot write one artifact at the same time.
 
     with write_artifact("runs/a/embed", kind="embeddings", config=config, inputs={"corpus": corpus}) as writer:
         (writer.path / "part-0.parquet").write_bytes(...)
@@ -25,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from raydr.config import Config
 from raydr.errors import ArtifactError
@@ -63,6 +64,8 @@ class Manifest(Config):
     """What the step wants its readers to know: encoder stamp, dimension, rates."""
     files: dict[str, FileRecord]
     """Relative name of each data file -> size and checksum."""
+    paths: dict[str, str] = Field(default_factory=dict)
+    """Each path in `config` or `details` that lies in an artifact -> the same, seen from this artifact's folder."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,9 @@ class ArtifactWriter:
 
 def fingerprint(kind: str, config: BaseModel | Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """SHA-256 (hex) of what decides a step's outcome."""
-    content = {"kind": kind, "config": _as_json(config), "inputs": dict(inputs)}
+    settings = _as_json(config)
+    known = {value: _identity(value, artifact) for _, value, artifact in _named_in("", settings)}
+    content = {"kind": kind, "config": _replaced(settings, known), "inputs": dict(inputs)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -137,7 +142,7 @@ def open_artifact(path: str | Path, *, kind: str | None = None) -> Artifact:
         file = path / name
         if not file.is_file() or file.stat().st_size != record.bytes:
             raise ArtifactError(f"{file}: missing or truncated; make the artifact again")
-    return Artifact(path, manifest)
+    return Artifact(path, _as_seen_from(path, manifest))
 
 
 def artifact_of(path: str | Path) -> Artifact | None:
@@ -148,7 +153,8 @@ def artifact_of(path: str | Path) -> Artifact | None:
         return None
     for folder in (found, *found.parents):
         with suppress(OSError, ValidationError):  # no manifest, or somebody else's
-            return Artifact(folder, Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
+            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+            return Artifact(folder, _as_seen_from(folder, manifest))
     return None
 
 
@@ -158,16 +164,46 @@ def artifacts_named_in(config: BaseModel | Mapping[str, Any]) -> dict[str, Artif
     They are inputs of a step with that configuration: the name of a trained model's folder stays when the model is
     trained again. A path that lies in no artifact is known by its name alone.
     """
-    return dict(_named_in("", _as_json(config)))
+    return {name: artifact for name, _, artifact in _named_in("", _as_json(config))}
 
 
-def _named_in(name: str, value: Any) -> Iterator[tuple[str, Artifact]]:
+def _named_in(name: str, value: Any) -> Iterator[tuple[str, str, Artifact]]:
+    """(dotted name, path, artifact) of each string in `value` that is a path in an artifact."""
     if isinstance(value, str):
         if value and (artifact := artifact_of(value)):
-            yield name, artifact
+            yield name, value, artifact
     elif isinstance(value, (dict, list)):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _named_in(f"{name}.{key}" if name else str(key), part)
+
+
+def _replaced(value: Any, known: Mapping[str, Any]) -> Any:
+    """`value` with each string that is in `known` replaced, at any depth."""
+    if isinstance(value, str):
+        return known.get(value, value)
+    if isinstance(value, dict):
+        return {key: _replaced(part, known) for key, part in value.items()}
+    return [_replaced(part, known) for part in value] if isinstance(value, list) else value
+
+
+def _identity(path: str, artifact: Artifact) -> dict[str, str]:
+    """What a path in an artifact is, wherever it lies."""
+    return {"artifact": artifact.fingerprint, "inside": str(Path(path).resolve().relative_to(artifact.path))}
+
+
+def _paths_from(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    return {path: os.path.relpath(Path(path).resolve(), folder.resolve()) for _, path, _ in _named_in("", settings)}
+
+
+def _as_seen_from(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest with the paths that have moved together with `folder` as they are now."""
+    now = {old: (folder / seen).resolve() for old, seen in manifest.paths.items()}
+    moved = {old: str(new) for old, new in now.items() if new.exists() and Path(old).resolve() != new}
+    if not moved:
+        return manifest
+    changes = {name: _replaced(getattr(manifest, name), moved) for name in ("config", "details")}
+    paths = {moved.get(old, old): seen for old, seen in manifest.paths.items()}
+    return manifest.model_copy(update={**changes, "paths": paths})
 
 
 @contextmanager
@@ -210,6 +246,7 @@ def write_artifact(
             counts=writer.counts,
             details=writer.details,
             files={name: _record(path / name) for name in names},
+            paths=_paths_from(path, {"config": _as_json(config), "details": _as_json(writer.details)}),
         )
         for name in names:
             _fsync(path / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from raydr.artifacts import (
     fingerprint,
     is_finished,
     open_artifact,
+    update_artifact,
     write_artifact,
     write_durably,
 )
@@ -63,6 +65,40 @@ def test_a_moved_folder_still_opens(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     open_artifact(tmp_path / "b", kind="thing").verify()
     assert str(tmp_path) not in (tmp_path / "b" / MANIFEST).read_text()
+
+
+def test_artifacts_that_move_together_still_find_each_other(tmp_path):
+    """Also one that is named in the details, and one that stayed where it was; an update keeps all of it."""
+    elsewhere = make(tmp_path / "base", content=b"z")
+    first = make(tmp_path / "run/model", config=Settings(size=2))
+
+    def settings(run: Path) -> dict:
+        model = {"import_path": "a:B", "args": {"model": str(run / "model/data"), "words": ["minilm", "/no/such"]}}
+        return {"method": model, "start": str(elsewhere.path)}
+
+    with write_artifact(tmp_path / "run/index", kind="thing", config=settings(tmp_path / "run")) as writer:
+        writer.details["models"] = [str(first.path)]
+    made = open_artifact(tmp_path / "run/index")
+    assert made.manifest.config == settings(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with update_artifact(tmp_path / "moved/index", kind="thing") as update:
+        update.details["more"] = 1
+    (tmp_path / "moved").rename(tmp_path / "again")
+    moved = open_artifact(tmp_path / "again/index")
+    assert moved.manifest.config == settings(tmp_path / "again")
+    assert moved.manifest.details == {"models": [str(tmp_path / "again/model")], "more": 1}
+    assert is_finished(moved.path, fingerprint("thing", settings(tmp_path / "again"), {}))
+    make(tmp_path / "again/model", config=Settings(size=3))
+    assert not is_finished(moved.path, fingerprint("thing", settings(tmp_path / "again"), {}))
+
+
+def test_a_copy_names_the_copy(tmp_path):
+    make(tmp_path / "run/model")
+    with write_artifact(tmp_path / "run/index", kind="thing", config={"model": str(tmp_path / "run/model")}):
+        pass
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert open_artifact(tmp_path / "copy/index").manifest.config == {"model": str(tmp_path / "copy/model")}
+    assert open_artifact(tmp_path / "run/index").manifest.config == {"model": str(tmp_path / "run/model")}
 
 
 def test_a_file_belongs_to_the_artifact_it_lies_in(tmp_path, monkeypatch):

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import yaml
-
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.errors import ConfigError
@@ -31,7 +29,6 @@ def train(config: RunConfig) -> Artifact:
     out, settings = config.out / "method", method.model_dump(mode="json")
     if not is_finished(out, fingerprint(KIND, settings, {})):
         with write_artifact(out, kind=KIND, config=settings) as writer:
-            (out / "method.yaml").write_text(yaml.safe_dump({"method": settings}), encoding="utf-8")
             writer.details["method"] = settings
     return open_artifact(out, kind=KIND)
 

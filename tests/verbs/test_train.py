@@ -105,8 +105,8 @@ def test_as_a_submitted_job(settings, tmp_path, ray_cluster):
 
 
 def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray_cluster):
-    """Two rounds as a submitted job; then its second round once more, killed inside and given again: the same two
-    models, by the curve of a ranker that nobody disturbed.
+    """Two rounds as a submitted job; then, in another folder, its second round once more, killed inside and given
+    again: the same two models, by the curve of a ranker that nobody disturbed, and nothing of the first round anew.
     """
     for split in ("train", "dev"):
         (tiny_beir / f"qrels/{split}.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
@@ -137,8 +137,9 @@ def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray
         "train.log_every=1",
     ]
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "killed.log"
-    submitted(ray_cluster, "jobs/train.py", [*settings, f"out={killed}"])
-    shutil.copytree(killed, whole)
+    submitted(ray_cluster, "jobs/train.py", [*settings, f"out={tmp_path / 'first'}"])
+    shutil.copytree(tmp_path / "first", killed)
+    (tmp_path / "first").rename(whole)
     for part in ("round-02", "method"):
         shutil.rmtree(killed / part)
     reached = killed_at(17, killed / "round-02/ranker/metrics.jsonl", [*settings, f"out={killed}"], log)
