@@ -146,6 +146,9 @@ class Ar2Config(DualEncoderConfig):
     """The released code's adversarial term, or eq. 8 to the letter."""
     adv_reduction: Literal["mean", "sum"] = "mean"
     """Over the queries of a worker's batch; the code sums, which makes the weight depend on the batch."""
+    ranker_scale: float = Field(default=1.0, gt=0)
+    """The ranker's scores are multiplied by it in both terms: a ColBERT's lie closer together than the logits of a
+    cross-encoder, which the paper's game is made for."""
     ranker_temperature: float = Field(default=1.0, gt=0)
     """Divides the ranker's scores in the distillation."""
     scores: Path | None = None
@@ -172,7 +175,8 @@ class Adversarial(EmbeddingObjective):
     ) -> LossOutput:
         if batch.teacher_scores is None:
             raise ConfigError("AR2's retriever learns from a ranker's scores; Ar2.fit makes them")
-        config, ranker = self._config, batch.teacher_scores
+        config = self._config
+        ranker = config.ranker_scale * batch.teacher_scores
         groups = passages.view(len(queries), -1, passages.shape[1])
         scores = config.score_scale * torch.einsum("qd,qgd->qg", queries, groups)
         adv = adversarial(scores, ranker, form=config.adv_form, reduction=config.adv_reduction)
