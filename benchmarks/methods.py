@@ -97,7 +97,9 @@ def split_by_passage(data: Path, out: Path) -> tuple[Path, str]:
         link = out / file.relative_to(data)
         if file.name != "train.tsv" and not link.exists():
             link.symlink_to(file)
-    write_qrels(kept, out / "qrels/train.tsv", format="beir")
+    rest = out / "qrels/train.tsv"
+    if not rest.exists() or read_qrels(rest) != kept:  # a file written again is another file to a run that goes on
+        write_qrels(kept, rest, format="beir")
     return out, f"{len(kept)} of {len(train)} training questions share no relevant passage with a test question.\n\n"
 
 

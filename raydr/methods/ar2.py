@@ -182,7 +182,12 @@ class Adversarial(EmbeddingObjective):
         adv = adversarial(scores, ranker, form=config.adv_form, reduction=config.adv_reduction)
         dist = distillation(scores, ranker, temperature=config.ranker_temperature)
         loss = config.adv_lambda * adv + (1 - config.adv_lambda) * dist
-        return LossOutput(loss, {"adversarial": adv.detach(), "distillation": dist.detach()})
+        # How sure both are of the gold passage: a ranker that is no surer than the retriever has little to teach it.
+        shares = {
+            "retriever_share": functional.softmax(scores.detach().float(), dim=1)[:, 0].mean(),
+            "ranker_share": functional.softmax(ranker.float() / config.ranker_temperature, dim=1)[:, 0].mean(),
+        }
+        return LossOutput(loss, {"adversarial": adv.detach(), "distillation": dist.detach(), **shares})
 
 
 class Ar2(DualEncoderMethod):

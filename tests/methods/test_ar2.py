@@ -113,7 +113,12 @@ def test_the_objective_scores_each_querys_own_group():
     output = Adversarial(as_printed).loss(queries, passages, labels)
     adv = adversarial(g / 2, teacher, form="paper", reduction="sum")
     torch.testing.assert_close(output.loss, (adv + distillation(g / 2, teacher, temperature=3.0)) / 2)
-    assert output.metrics.keys() == {"adversarial", "distillation"}
+    scaled = Adversarial(Ar2Config(score_scale=2.0, ranker_scale=3.0)).loss(queries, passages, labels)
+    torch.testing.assert_close(scaled.loss, (adversarial(g, 3 * teacher) + distillation(g, 3 * teacher)) / 2)
+    shares = {"retriever_share": g, "ranker_share": 3 * teacher}
+    for name, scores in shares.items():
+        torch.testing.assert_close(scaled.metrics[name], functional.softmax(scores, dim=1)[:, 0].mean())
+    assert scaled.metrics.keys() == {"adversarial", "distillation", *shares}
     with pytest.raises(ConfigError, match="ranker's scores"):
         Adversarial(config).loss(queries, passages, Labels(torch.arange(12), torch.arange(0, 12, 4)[:, None]))
 
