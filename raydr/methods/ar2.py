@@ -182,7 +182,7 @@ class Adversarial(EmbeddingObjective):
         adv = adversarial(scores, ranker, form=config.adv_form, reduction=config.adv_reduction)
         dist = distillation(scores, ranker, temperature=config.ranker_temperature)
         loss = config.adv_lambda * adv + (1 - config.adv_lambda) * dist
-        # How sure both are of the gold passage: a ranker that is no surer than the retriever has little to teach it.
+        # How sure both are of the gold passage.
         shares = {
             "retriever_share": functional.softmax(scores.detach().float(), dim=1)[:, 0].mean(),
             "ranker_share": functional.softmax(ranker.float() / config.ranker_temperature, dim=1)[:, 0].mean(),

@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
-from raydr.config import Component
 from raydr.data.config import DataConfig
 from raydr.data.corpus import QuerySet
 from raydr.data.example_files import examples_from_file
@@ -39,7 +38,7 @@ from raydr.index.shard import dense
 from raydr.progress import Progress
 from raydr.stages.config import MineConfig, SearchConfig, Source
 from raydr.stages.negatives import Candidates, Choice, choose, score_limits
-from raydr.stages.search import Searcher
+from raydr.stages.search import Searcher, described
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, TEXT, TITLE, Query
 
 _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
@@ -120,11 +119,10 @@ def mine_negatives(
         raise ArtifactError(
             f"{reader.path}: built without BM25, which mine.sources names; build it with index.bm25={{}}"
         )
-    method = getattr(build_encoder, "method", build_encoder)
     settings = config.model_dump(mode="json", exclude=_ELSEWHERE) | {
         "index_version": reader.version,
         "parameters": search.parameters.model_dump(mode="json"),
-        "method": method.model_dump(mode="json") if isinstance(method, Component) else str(method),
+        "method": described(build_encoder),
     }
     inputs = {"index": reader.artifact, "queries": queries.artifact}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}

@@ -68,12 +68,11 @@ def search_corpus(
     reader = IndexReader.open(index_path, device=config.device, num_threads=config.num_threads)
     if corpus is not None and reader.artifact.manifest.inputs["corpus"] != corpus.artifact.fingerprint:
         raise ArtifactError(f"{reader.path}: not an index of the corpus in {corpus.path}; build the index again")
-    method = getattr(build_encoder, "method", build_encoder)
     # An index can change under its fingerprint (add, delete), so its version is part of what decides the outcome.
     settings = config.model_dump(mode="json") | {
         "index_version": reader.version,
         "queries": hashlib.sha256(json.dumps([(q.query_id, q.text) for q in queries]).encode()).hexdigest(),
-        "method": method.model_dump(mode="json") if isinstance(method, Component) else str(method),
+        "method": described(build_encoder),
     }
     # The version stands for the encoder, and says nothing of what refines and reranks.
     named = {"method": settings["method"], "feedback": settings["feedback"]}
@@ -102,6 +101,12 @@ def search_corpus(
             queries_per_s=len(queries) / search_s,
         )
     return open_artifact(out, kind=KIND)
+
+
+def described(build_encoder: BuildEncoder) -> Any:
+    """What builds the encoder, as a step's settings say it: the method where one is known."""
+    method = getattr(build_encoder, "method", build_encoder)
+    return method.model_dump(mode="json") if isinstance(method, Component) else str(method)
 
 
 class Searcher:
