@@ -419,7 +419,7 @@ def test_what_a_setting_changes_is_made_again_and_nothing_else(tmp_path, tiny_be
         (args, {"ranker_warmup_steps": 4}, WARMUP | ROUNDS | {"method"}),
         (args, {"ranker_learning_rate": 2e-6}, ROUNDS | {"method"}),
         (args, {"adv_lambda": 0.25}, (ROUNDS - RANKED) | {"method"}),
-        (settings["train"], {"weight_decay": 0.1}, WARMUP | ROUNDS),
+        (settings["train"], {"weight_decay": 0.1}, WARMUP | ROUNDS | {"method"}),
         (settings["search"], {"k": 4}, SEARCHED),
     ):
         section.update(change)
@@ -471,7 +471,7 @@ def test_what_was_made_from_a_model_is_made_again_when_the_model_is(tmp_path, ti
     made(out)
     fitted({**other, "train": {**other["train"], "max_steps": 2}})
     fitted(settings)
-    assert made(out) == WARMUP | {name for name in ROUNDS - SEARCHED if name.startswith("round-01")}
+    assert made(out) == WARMUP | {"method"} | {name for name in ROUNDS - SEARCHED if name.startswith("round-01")}
 
 
 def test_every_round_is_measured_beside_those_before(tmp_path, tiny_beir, instant_training, capsys):
