@@ -66,8 +66,9 @@ def span_examples(
         chunks.append(Passage(f"{id_}/{number}", " ".join(chunk)))
         spans.append(" ".join(_piece(chunk, span_words, rng)))
     examples = []
+    num_drawn = min(num_examples, 4 * num_negatives)
     for number, span in enumerate(spans):
-        others = rng.permutation(num_examples)[: 4 * num_negatives]
+        others = rng.choice(num_examples, num_drawn, replace=False)
         negatives = [chunks[other].passage_id for other in others if sources[other] != sources[number]][:num_negatives]
         examples.append(
             Example(
