@@ -7,8 +7,9 @@
     python benchmarks/rerank.py rank_llm --data DIR --rank-llm FOLDER --rounds 5 --out results/rerank-rank_llm
 
 MODEL is a causal language model with a tokenizer (`raydr train jobs/configs/first_small.yaml` leaves one in
-`OUT/train/model`); without it one is made of MiniLM, whose orders mean nothing and whose times are the same. Passages
-are the collection's, joined and cut so that every one has as many tokens as asked for.
+`OUT/train/model`); without it one is made of MiniLM, whose orders mean nothing and whose times are the same. `--shape`
+makes an untrained one of a published shape in the folder MODEL, with MiniLM's tokenizer; it needs a GPU. Passages are
+the collection's, joined and cut so that every one has as many tokens as asked for.
 
 windows: one window at a time, FIRST and generation with the same engine, prompt and passages; generation writes all its
     tokens, since a model that stops early saves time only by ranking less
@@ -19,7 +20,8 @@ rank_llm: its FIRST path (installed in FOLDER, as benchmarks/peers/rank_llm_firs
     passages, with the same prompts and a model that answers (benchmarks/answering_lm.py); unfinished, not run to its
     end yet
 
-Before a time counts, FIRST's scores must equal a transformers forward pass to 1e-3 and order the window as it does.
+Before a time counts, FIRST's scores must equal a transformers forward pass to 1e-3 (bfloat16: 0.1) and order the window
+as it does.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from raydr.config import Component
 from raydr.data.config import DataConfig
 from raydr.data.corpus import Corpus
 from raydr.data.ingest import ingest
+from raydr.encoders.checkpoint import locate
 from raydr.llm.engine import EngineConfig
 from raydr.llm.generation import GenerationReranker
 from raydr.llm.listwise import ListwiseConfig, ListwiseReranker, RankedWindow
@@ -56,7 +59,9 @@ from raydr.llm.small import causal_from_encoder
 from raydr.methods.first import FirstReranker
 from raydr.types import Hit, Passage, Query
 
-ATOL = 1e-3
+ATOL = {"float32": 1e-3, "bfloat16": 0.1}
+SHAPES = {"qwen2.5-0.5b": (896, 4864, 24, 14, 2), "mistral-7b": (4096, 14336, 32, 32, 8)}
+"""Hidden size, inner size, layers, heads, heads of keys and values."""
 PROMPT = PromptConfig(max_passage_words=100_000)
 
 
@@ -101,17 +106,20 @@ async def _generate_all(engine: Any, prompt: Sequence[int], length: int) -> list
 
 
 def reranker(
-    kind: type[ListwiseReranker], model: str, backend: str, *, max_tokens: int, window: int, stride: int
+    kind: type[ListwiseReranker], model: str, backend: str, *, dtype: str, max_tokens: int, window: int, stride: int
 ) -> Any:
-    engine = EngineConfig(model=model, backend=backend, dtype="float32", max_model_tokens=max_tokens)
+    share = 0.5  # the engine it is checked against lies on the same GPU
+    settings = {"model": model, "backend": backend, "dtype": dtype, "gpu_memory_share": share}
+    engine = EngineConfig.model_validate({**settings, "max_model_tokens": max_tokens})
     return kind(ListwiseConfig(engine=engine, prompt=PROMPT, window_size=window, stride=stride))
 
 
 class Contenders:
     """FIRST and generation over one vLLM engine, and the transformers engine that FIRST is checked against."""
 
-    def __init__(self, model: str, max_tokens: int, window: int, stride: int) -> None:
-        shape: dict[str, int] = {"max_tokens": max_tokens, "window": window, "stride": stride}
+    def __init__(self, model: str, dtype: str, max_tokens: int, window: int, stride: int) -> None:
+        self._atol = ATOL[dtype]
+        shape: dict[str, Any] = {"dtype": dtype, "max_tokens": max_tokens, "window": window, "stride": stride}
         self.first = reranker(FirstReranker, model, "vllm", **shape)
         self.generation = reranker(WholeOrder, model, "vllm", **shape)
         vars(self.generation)["engine"] = self.first.engine
@@ -126,8 +134,8 @@ class Contenders:
         found = self.run(self.first.rank_window(query, passages))
         expected = asyncio.run(self.reference.rank_window(query, passages))
         distance = float(np.abs(np.subtract(found.scores, expected.scores)).max())
-        close = np.abs(np.diff(np.sort(expected.scores))).min() < 2 * ATOL  # two that near may change places
-        if distance > ATOL or (found.order != expected.order and not close):
+        close = np.abs(np.diff(np.sort(expected.scores))).min() < 2 * self._atol  # two that near may change places
+        if distance > self._atol or (found.order != expected.order and not close):
             raise SystemExit(
                 f"FIRST does not give transformers' scores: {distance} apart, {found.order} {expected.order}"
             )
@@ -137,7 +145,7 @@ class Contenders:
 def windows(options: argparse.Namespace, folder: Path, model: str) -> None:
     shapes = [(20, tokens) for tokens in options.tokens] + [(size, 100) for size in options.sizes if size != 20]
     longest = max(size * tokens for size, tokens in shapes)
-    contenders = Contenders(model, longest + 1024, max(size for size, _ in shapes), 1)
+    contenders = Contenders(model, options.dtype, longest + 1024, max(size for size, _ in shapes), 1)
     texts = Texts(options.data, folder, contenders.first.engine.tokenizer)
     rows, results = [], []
     for size, tokens in shapes:
@@ -177,10 +185,11 @@ def windows(options: argparse.Namespace, folder: Path, model: str) -> None:
 def batch(options: argparse.Namespace, folder: Path, model: str) -> None:
     import torch
 
-    contenders = Contenders(model, 20 * max(options.tokens) + 1024, 20, 10)
+    contenders = Contenders(model, options.dtype, 20 * max(options.tokens) + 1024, 20, 10)
     texts = Texts(options.data, folder, contenders.first.engine.tokenizer)
     network = contenders.reference.engine._network
-    letters = torch.tensor(contenders.first.prompt.letters[:20])
+    device = network.device
+    letters = torch.tensor(contenders.first.prompt.letters[:20], device=device)
     rows, results = [], []
     for tokens in options.tokens:
         distance = contenders.check(*texts.window(20, tokens, 0))
@@ -208,8 +217,8 @@ def batch(options: argparse.Namespace, folder: Path, model: str) -> None:
                 ids = torch.tensor([[0] * (width - len(own)) + own for own in part])
                 mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in part])
                 with torch.inference_mode():
-                    logits = network(ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
-                logits.log_softmax(dim=1)[:, letters]
+                    logits = network(ids.to(device), attention_mask=mask.to(device), logits_to_keep=1).logits[:, -1]
+                logits.log_softmax(dim=1)[:, letters].tolist()
 
         times = rounds({"vLLM": by_vllm, "transformers": by_transformers}, options.rounds)
         speed = {name: options.num / statistics.median(own) for name, own in times.items()}
@@ -225,7 +234,7 @@ def batch(options: argparse.Namespace, folder: Path, model: str) -> None:
 
 
 def lists(options: argparse.Namespace, folder: Path, model: str) -> None:
-    contenders = Contenders(model, 20 * 100 + 1024, 20, 10)
+    contenders = Contenders(model, options.dtype, 20 * 100 + 1024, 20, 10)
     texts = Texts(options.data, folder, contenders.first.engine.tokenizer)
     contenders.check(*texts.window(20, 100, 0))
     rows, results = [], []
@@ -271,7 +280,7 @@ def served(options: argparse.Namespace, folder: Path, model: str) -> None:
     (folder / "few/corpus.jsonl").write_text('{"_id": "a", "title": "", "text": "an index has to be there"}\n')
     run = RunConfig.model_validate({"out": folder / "run", "runtime": "local", "data": {"path": str(folder / "few")}})
     embed.embed(run)
-    engine = {"model": model, "dtype": "float32", "max_model_tokens": 20 * 100 + 1024}
+    engine = {"model": model, "dtype": options.dtype, "max_model_tokens": 20 * 100 + 1024}
     args = {"engine": engine, "prompt": PROMPT.model_dump()}
     rerankers = {"first": Component(import_path="raydr.methods.first:First", args=args)}
     with socket.socket() as probe:
@@ -383,11 +392,43 @@ def made_of_minilm(folder: Path) -> Path:
     return folder
 
 
+def made_of_shape(folder: Path, shape: str) -> None:
+    """An untrained Mistral in bfloat16; one that is there stays."""
+    if (folder / "config.json").is_file():
+        return
+    import torch
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    hidden, inner, layers, heads, kv_heads = SHAPES[shape]
+    config = MistralConfig(
+        vocab_size=32000,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=8192,
+        sliding_window=None,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        network: Any = MistralForCausalLM._from_config(config, dtype=torch.bfloat16)
+    tokenizer: Any = AutoTokenizer.from_pretrained(locate("minilm"), local_files_only=True)
+    tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+    network.save_pretrained(folder)
+    del network
+    torch.cuda.empty_cache()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["windows", "batch", "lists", "served", "rank_llm"])
     parser.add_argument("--data", type=Path, required=True, help="a BEIR folder, for its texts")
     parser.add_argument("--model", help="a causal language model (default: one made of MiniLM)")
+    parser.add_argument("--shape", choices=SHAPES, help="make MODEL where it is not there, untrained")
+    parser.add_argument("--dtype", choices=ATOL, default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, nargs="+", default=[25, 50, 100, 200], help="of a passage")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 20], help="windows: passages in one")
@@ -399,6 +440,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.shape:
+            made_of_shape(Path(options.model), options.shape)
         model = options.model or str(made_of_minilm(folder / "small"))
         workloads = {"windows": windows, "batch": batch, "lists": lists, "served": served, "rank_llm": rank_llm}
         workloads[options.what](options, folder, model)
