@@ -95,16 +95,26 @@ class Steps:
         index = self.base(method)
         return self.mine(method, index, "examples"), self.dev(method, index)
 
-    def mine(self, method: Component, index: Path, folder: str, *, split: str | None = None) -> ExampleSet:
-        """Examples for the queries of the dev `split`, with negatives found in `index`; None: as the config says, which
-        may name a file of examples instead.
+    def mine(
+        self,
+        method: Component,
+        index: Path,
+        folder: str,
+        *,
+        split: str | None = None,
+        queries: QuerySet | None = None,
+    ) -> ExampleSet:
+        """Examples for the queries of the dev `split`, or for all of the `queries` given, with negatives found in
+        `index`; neither: as the config says, which may name a file of examples instead.
         """
         config = self.config.mine if split is None else self._of_split(split)
+        if queries is not None:
+            config = config.model_copy(update={"source_file": None, "max_queries": None})
         if config.source_file is not None:
             return examples_of_file(config, self.config.out / folder)
         mined = mine_negatives(
             index,
-            self._queries(config),
+            self._queries(config) if queries is None else queries,
             EncoderFactory(method),
             config,
             self.config.out / folder,

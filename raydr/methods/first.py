@@ -43,7 +43,7 @@ from torch.nn import functional
 
 from raydr.config import Component, validate
 from raydr.data.example_files import FILE_SOURCE
-from raydr.data.spans import span_examples
+from raydr.data.spans import span_examples, span_queries
 from raydr.errors import ConfigError
 from raydr.llm.engine import load_llm_tokenizer
 from raydr.llm.listwise import ListwiseConfig, ListwiseReranker, RankedWindow
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from raydr.protocols import Reranker
     from raydr.steps import Steps
     from raydr.train.batches import GroupTokenizer
+    from raydr.train.config import TrainConfig
     from raydr.types import Passage, Query
 
 
@@ -259,6 +260,12 @@ def _prompt_of(config: str, model: str) -> ListwisePrompt:
     )
 
 
+def _first_training(steps: Steps, **changes: int) -> TrainConfig:
+    """The run's settings of training for one that comes before the examples'."""
+    ignored = {"schedule_steps": None, "evaluate_every": 0, "patience": 0}
+    return steps.train_config.model_copy(update={**changes, **ignored})
+
+
 class First(RankerMethod):
     """Trains the reranker; what it leaves opens in vLLM and transformers and is served as a `FirstReranker`."""
 
@@ -271,6 +278,13 @@ class First(RankerMethod):
         (raydr/data/spans.py), meant for a language model that was made out of an encoder. 0: none."""
         span_batch_size: int = Field(default=32, ge=1)
         """Windows in a batch of it; they are short."""
+        taught_steps: int = Field(default=0, ge=0)
+        """Steps of a second training, before that on the examples: the retriever's hits for spans of the corpus, in the
+        order of `teacher`. 0: none."""
+        taught_queries: int = Field(default=2000, ge=1)
+        """Spans whose hits the teacher orders."""
+        teacher: Component = Component(import_path="raydr.methods.colbert:ColBertRanker")
+        """A ranker: a ColBERT, which ranks well untrained where it is a sentence encoder, or a cross-encoder."""
         retriever: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
         """Whose hits it learns to reorder, and reorders."""
         objective: Literal["combined", "generation", "ranking"] = "combined"
@@ -296,31 +310,48 @@ class First(RankerMethod):
     is_measured_on_dev = False
 
     def fit(self, steps: Steps) -> Component:
-        """Made out of an encoder and trained on spans where the config says so, then trained on the examples."""
+        """Made out of an encoder, trained on spans and taught by a ranker where the config says so, then trained on the
+        examples.
+        """
         method: First = self
-        out = steps.config.out
         if self.config.start == "encoder":
-            method = method._from(small_causal_lm(self.config.engine.model, out / "start"))
+            method = method._from(small_causal_lm(self.config.engine.model, steps.config.out / "start"))
         if self.config.span_steps:
-            train = steps.train_config
-            settings = {"max_steps": self.config.span_steps, "batch_size": self.config.span_batch_size}
-            ignored = {"schedule_steps": None, "evaluate_every": 0, "patience": 0}
-            config = train.model_copy(update={**settings, **ignored})
-            spans = span_examples(
-                steps.corpus,
-                out / "spans",
-                num_examples=self.config.span_steps * self.config.span_batch_size,
-                num_negatives=self.config.window_size - 1,
-                seed=train.seed,
-            )
-            unguided = method._with({"teacher_scores": None})  # which are scores of the real examples
-            model = steps.train(unguided, config, spans, "span-training")
-            method = method._from(model.path / MODEL)
+            method = method._from(self._trained_on_spans(method, steps))
+        if self.config.taught_steps:
+            method = method._from(self._taught(method, steps))
         return RankerMethod.fit(method, steps)
 
+    def _trained_on_spans(self, learner: First, steps: Steps) -> Path:
+        num_steps, batch_size = self.config.span_steps, self.config.span_batch_size
+        spans = span_examples(
+            steps.corpus,
+            steps.config.out / "spans",
+            num_examples=num_steps * batch_size,
+            num_negatives=self.config.window_size - 1,
+            seed=steps.train_config.seed,
+        )
+        plan = _first_training(steps, max_steps=num_steps, batch_size=batch_size)
+        # The config's scores are of the real examples.
+        return steps.train(learner._with({"teacher_scores": None}), plan, spans, "span-training").path / MODEL
+
+    def _taught(self, learner: First, steps: Steps) -> Path:
+        queries = span_queries(
+            steps.corpus,
+            steps.config.out / "span-queries",
+            num_queries=self.config.taught_queries,
+            seed=steps.train_config.seed,
+        )
+        retriever = self.config.retriever
+        examples = steps.mine(retriever, steps.base(retriever), "span-hits", queries=queries)
+        scores = steps.score(self.config.teacher, examples, "span-scores")
+        taught = learner._with({"teacher_scores": str(scores.path.resolve())})
+        plan = _first_training(steps, max_steps=self.config.taught_steps)
+        return steps.train(taught, plan, examples, "taught").path / MODEL
+
     def _from(self, model: Path) -> First:
-        """This method over the checkpoint `model`, not trained on spans again."""
-        args = {**self.trained(str(model.resolve())).args, "span_steps": 0}
+        """This method over the checkpoint `model`, which has had its first trainings."""
+        args = {**self.trained(str(model.resolve())).args, "span_steps": 0, "taught_steps": 0}
         return First(validate(First.Config, args, where="method.args"))
 
     def trained(self, model: str) -> Component:

@@ -12,7 +12,7 @@ from raydr.data.config import DataConfig
 from raydr.data.corpus import Corpus
 from raydr.data.examples import ExampleSet
 from raydr.data.ingest import ingest
-from raydr.data.spans import span_examples
+from raydr.data.spans import span_examples, span_queries
 from raydr.errors import DataError
 
 
@@ -63,3 +63,21 @@ def test_a_corpus_of_short_passages_is_refused(corpus, tmp_path):
     with pytest.raises(DataError, match="5 passages have 40 words or more, and an example needs chunks of 8"):
         span_examples(corpus, tmp_path / "out", num_examples=10, chunk_words=40)
     assert not (tmp_path / "out").exists()
+
+
+def test_span_queries_are_judged_by_the_passage_they_came_from(corpus, tmp_path, capsys):
+    queries = span_queries(corpus, tmp_path / "out", num_queries=30, span_words=(3, 6), seed=1)
+    texts = {row["passage_id"]: row["text"] for t in corpus.passages(["passage_id", "text"]) for row in t.to_pylist()}
+    qrels, found = queries.qrels(), queries.queries()
+    assert len(found) == len(qrels) == 30
+    assert {len(query.text.split()) for query in found} == {3, 4, 5, 6}
+    for query in found:
+        (source, grade), *others = qrels[query.query_id].items()
+        assert grade == 1 and not others
+        assert f" {query.text} " in f" {texts[source]} "
+    again = span_queries(corpus, tmp_path / "out", num_queries=30, span_words=(3, 6), seed=1)
+    assert "has these queries already" in capsys.readouterr().err
+    assert again.queries() == found
+    assert span_queries(corpus, tmp_path / "b", num_queries=30, span_words=(3, 6), seed=2).queries() != found
+    with pytest.raises(DataError, match="no passage has 90 words"):
+        span_queries(corpus, tmp_path / "c", num_queries=3, span_words=(3, 90))

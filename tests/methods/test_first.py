@@ -22,6 +22,7 @@ from raydr.llm.listwise import ListwiseConfig
 from raydr.losses import lambdarank, listnet, ranknet
 from raydr.methods.first import First, FirstReranker, WindowBatches, to_ranks
 from raydr.models.causal_lm import left_padded
+from raydr.stages.score import open_scores
 from raydr.train.batches import pad
 from raydr.train.config import TrainConfig
 from raydr.train.metrics import read_metrics
@@ -333,22 +334,27 @@ def test_a_training_starts_from_an_encoder_and_from_spans(tmp_path, ray_cluster)
         [
             *(f"data.path={tmp_path}", f"out={tmp_path / 'out'}", "data.split=train", "runtime=local"),
             *("method.args.span_steps=1", "method.args.span_batch_size=4", "mine.num_negatives=6", "mine.last_rank=12"),
+            *("method.args.taught_steps=1", "method.args.taught_queries=5"),
             *("train.max_steps=1", "train.batch_size=4", "train.worker_cpus=1"),
         ],
     )
     method = train(run).manifest.details["method"]
     made = {path.parent.name for path in (tmp_path / "out").glob("*/manifest.json")}
-    assert {"start", "spans", "span-training", "examples", "train"} <= made
+    assert {"start", "spans", "span-training", "span-queries", "span-hits", "span-scores", "taught"} <= made
+    assert {"examples", "train"} <= made
+    hits = ExampleSet.open(tmp_path / "out/span-hits")
+    scores = open_scores(tmp_path / "out/span-scores", hits)
+    assert len(hits) == 5 and all(len(scores[row]) == 7 for row in range(5))
     assert method["args"]["start"] == "causal"
-    assert method["args"]["span_steps"] == 0
+    assert method["args"]["span_steps"] == method["args"]["taught_steps"] == 0
     assert method["args"]["engine"]["model"] == str((tmp_path / "out/train/model").resolve())
-    steps = ("start", "span-training", "train")
-    start, spans, end = (
+    steps = ("start", "span-training", "taught", "train")
+    start, spans, taught, end = (
         load_file(tmp_path / f"out/{step}/model/model.safetensors")["model.decoder.layers.7.fc2.weight"]
         for step in steps
     )
     assert not start.any()  # what is made adds nothing; every training changes it
-    assert spans.any() and not torch.equal(spans, end)
+    assert spans.any() and not torch.equal(spans, taught) and not torch.equal(taught, end)
 
 
 def written(folder, examples, passages):
