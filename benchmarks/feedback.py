@@ -1,10 +1,11 @@
 """Relevance feedback: recall before and after queries have moved towards a reranker's opinion of their first hits.
 
-    python benchmarks/feedback.py --data DIR --collections scifact cranfield --scores CROSS_ENCODER --order FIRST \\
-        --out results/feedback
+    python benchmarks/feedback.py --data DIR --collections scifact cranfield --colbert minilm --scores CROSS_ENCODER \\
+        --order FIRST --out results/feedback
 
-CROSS_ENCODER and FIRST are folders of models that raydr trained (`OUT/train/model`); either may be left out. Every row
-is one batch search with the zero-shot encoder and `search.feedback`; `raydr search` gives the same. p: paired
+CROSS_ENCODER and FIRST are folders of models that raydr trained (`OUT/train/model`); `--colbert` is such a folder or a
+sentence encoder, whose token embeddings then judge as a ColBERT's do; each may be left out. Every row is one batch
+search with the zero-shot encoder and `search.feedback`; `raydr search` gives the same. p: paired
 randomisation test against the first row, corrected (Holm) over the rows.
 """
 
@@ -36,17 +37,20 @@ LENGTHS = {"max_query_tokens": 32, "max_passage_tokens": 128}
 
 def teachers(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The settings of `search.feedback` by row."""
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     if options.scores:
         path = "raydr.methods.cross_encoder:CrossEncoderRanker"
         args = {"model": options.scores, "max_pair_tokens": 144, "precision": "auto"}
-        found["scores"] = Component(import_path=path, args=args)
+        found["cross-encoder"] = {"scores": Component(import_path=path, args=args)}
+    if options.colbert:
+        args = {"model": options.colbert, "normalize": True, **LENGTHS}
+        found["ColBERT"] = {"scores": Component(import_path="raydr.methods.colbert:ColBertRanker", args=args)}
     if options.order:
         first = load(RunConfig, REPOSITORY / "jobs/configs/first_small.yaml", ["data.path=unused"]).method
         args = {**first.args, "engine": {"model": options.order, "dtype": "auto"}, "start": "causal"}
-        found["order"] = first.model_copy(update={"args": args})
-    rows = {f"towards the {name}": {name: component} for name, component in found.items()}
-    return rows | ({"towards both": found} if len(found) == 2 else {})
+        order = {"order": first.model_copy(update={"args": args})}
+        found |= {f"{name}, then FIRST": {**own, **order} for name, own in found.items()} | {"FIRST": order}
+    return {f"towards {name}": own for name, own in found.items()}
 
 
 def main() -> None:
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
     parser.add_argument("--collections", nargs="+", default=["scifact", "cranfield"])
     parser.add_argument("--scores", help="a trained cross-encoder")
+    parser.add_argument("--colbert", help="a ColBERT or a sentence encoder")
     parser.add_argument("--order", help="a trained FIRST")
     parser.add_argument("--depth", type=int, default=100)
     parser.add_argument("--work", type=Path, default=Path("runs/feedback"), help="folder of the indexes and runs")
