@@ -67,7 +67,7 @@ def main() -> None:
     lines, results = [], {}
     for collection in options.collections:
         settings = {
-            "data": {"path": str(options.data / collection), "split": "test"},
+            "data": {"path": str(options.data / collection), "split": "test", "on_empty": "keep"},
             "method": {"import_path": "raydr.methods.zero_shot:ZeroShot", "args": LENGTHS},
             "out": options.work / collection,
             "runtime": "local",
