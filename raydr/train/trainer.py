@@ -44,6 +44,8 @@ KIND = "model"
 MODEL = "model"
 STATE = "state"
 _RUN = ".ray_train"
+_ROOM_FOR_A_CHECKPOINT = 1 << 30
+"""Bytes; with less left after a training has failed, the disk is a likely cause."""
 _PLACES = frozenset({"worker_cpus", "max_failures", "log_every"})
 """Settings that do not change what is learned."""
 _KEEP_MEMORY = {
@@ -195,7 +197,7 @@ def _fit(job: Job, storage: Path) -> Path:
     except TrainingFailedError as error:
         refused = job.out / REFUSED
         cause = refused.read_text(encoding="utf-8") if refused.is_file() else _cause(error)
-        raise RaydrError(f"training failed: {cause}") from error
+        raise RaydrError(f"training failed: {cause}{_if_the_disk_is_full(storage)}") from error
     if result.checkpoint is None:
         raise RaydrError(f"training ended without a checkpoint; Ray Train's log in {storage} says more")
     return Path(result.checkpoint.path)
@@ -236,6 +238,17 @@ def _cause(error: BaseException) -> str:
     """The last line of what a worker raised: the rest is Ray's and the worker's trace, which stay in the log."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def _if_the_disk_is_full(storage: Path) -> str:
+    """What to do about it: PyTorch, DeepSpeed and safetensors each call a full disk something else."""
+    free = shutil.disk_usage(storage).free
+    if free >= _ROOM_FOR_A_CHECKPOINT:
+        return ""
+    return (
+        f"\nthe disk of {storage.parent} has {free >> 20:,} MB left: free some, and give the command again, which goes "
+        "on from the last checkpoint"
+    )
 
 
 def _steps_before(start: Path | None) -> int:

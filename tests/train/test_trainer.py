@@ -1,4 +1,6 @@
-"""What training refuses before it starts anything: settings that it would silently ignore."""
+"""What training refuses before it starts anything, and what it says of a full disk."""
+
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,3 +47,11 @@ def test_a_ranker_within_another_training_does_without(method, capsys):
     left = settings_for(CROSS_ENCODER, EVERYTHING)
     assert left == TrainConfig(evaluate_every=5, patience=2)
     assert settings_for(method, EVERYTHING) == EVERYTHING
+
+
+@pytest.mark.parametrize(("free_mib", "is_said"), [(300, True), (3000, False)])
+def test_a_full_disk_is_named_where_training_failed(tmp_path, monkeypatch, free_mib, is_said):
+    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_mib << 20))
+    said = trainer._if_the_disk_is_full(tmp_path / "train/.ray_train")
+    assert (f"{tmp_path / 'train'} has 300 MB left: free some" in said) == is_said
+    assert bool(said) == is_said
