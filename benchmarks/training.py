@@ -112,7 +112,7 @@ def operations(folder: Path, batch: int) -> float:
     return products * batch / len(rows)
 
 
-def run(script: str, folder: Path, settings: dict[str, Any], *, look_every_s: float = 5.0) -> dict[str, Any]:
+def run(script: str, folder: Path, settings: dict[str, Any], *, look_every_s: float = 20.0) -> dict[str, Any]:
     """One contender in processes of its own: its losses, the seconds of its steps, and its highest memory."""
     peak = [0]
     with tempfile.TemporaryDirectory(prefix="raydr-training-") as scratch:

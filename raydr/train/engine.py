@@ -60,9 +60,8 @@ class Engine:
             dist_init_required=False,
         )
         self._stage, self._precision = config.zero_stage, config.precision
-        is_slow = not is_gpu and config.precision == "bfloat16"
         # Activations are computed again in the backward pass, where no length would be at hand.
-        self._attention = _Attention(model) if is_slow and not config.activation_checkpointing else None
+        self._attention = None if is_gpu or config.activation_checkpointing else _Attention(model)
         for name, weight in self.model.named_parameters():
             if name in exact:  # DeepSpeed makes its float32 copies of weights that it has rounded
                 deepspeed.utils.safe_set_full_fp32_param(weight, exact[name])
@@ -153,9 +152,9 @@ class Engine:
 
 
 class _Attention:
-    """Attention by plain matrix products for short texts, in bfloat16 on a CPU, where the backward pass of PyTorch's
-    fused attention is slow (W9 in benchmarks/results.md, before and after). Long texts keep the fused one: plain
-    products need memory for every pair of tokens.
+    """Attention by plain matrix products for short texts on a CPU, where the backward pass of PyTorch's fused attention
+    is slow (W9 in benchmarks/results.md, before and after). Long texts keep the fused one: plain products need memory
+    for every pair of tokens.
     """
 
     _LONGEST = 192
