@@ -107,6 +107,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(trained, method, exampl
     """Kills one worker's process after the first checkpoint; the curve is that of the uninterrupted run."""
     out = tmp_path / "killed"
     killed: list[psutil.Process] = []
+    libraries: set[str] = set()
 
     def kill_a_worker() -> None:
         while not any(step >= 5 for step in losses(out)):
@@ -114,6 +115,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(trained, method, exampl
         for process in psutil.Process().children(recursive=True):  # other trainings on this machine are not ours
             with suppress(psutil.Error):
                 if "RayTrainWorker" in " ".join(process.cmdline()):
+                    libraries.update(Path(mapped.path).name for mapped in process.memory_maps())
                     process.kill()
                     killed.append(process)
                     return
@@ -122,6 +124,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(trained, method, exampl
     thread.start()
     train_model(method, TrainConfig(**SETTINGS, evaluate_every=6), examples, out, dev=dev)
     assert killed
+    assert "libjemalloc.so" in libraries  # the allocator that keeps freed memory
     assert len([record for record in read_metrics(out / "metrics.jsonl") if "loss" in record]) == 12  # no step twice
     found, expected = losses(out), losses(trained.path)
     assert sorted(found) == sorted(expected)
