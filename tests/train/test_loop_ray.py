@@ -49,7 +49,9 @@ def test_it_stops_without_a_gain_and_hands_on_the_best(method, examples, dev, tm
     trained = Component(
         import_path=method.import_path, args={**method.args, "model": str(stopped.path / "model")}
     ).build()
-    handed_on = evaluate(Network(trained.build_model()), dev, trained.tokenizer())["nDCG@10"]
+    network = trained.build_model()
+    network.transformer.set_attn_implementation("eager")  # as in training: what is ruined so has scores close to ties
+    handed_on = evaluate(Network(network), dev, trained.tokenizer())["nDCG@10"]
     assert handed_on == pytest.approx(found[best], abs=1e-4)
     assert found[-1] < found[best] - 1e-3
 
