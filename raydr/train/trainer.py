@@ -290,12 +290,14 @@ def _allocator() -> dict[str, str]:
     """The environment of a worker on a CPU, which keeps freed memory: every step allocates what the one before has
     freed, and where that goes back to the system in between, its pages have to be made anew.
 
-    That is what the jemalloc in Ray's wheel for Linux does without falling to pieces as the lengths of batches change;
-    glibc, told to keep everything, had grown to twice the memory after fifty steps and was slower.
+    The jemalloc in Ray's wheel for Linux does that without falling to pieces as the lengths of batches change, as glibc
+    did, whose memory grew with the steps. Large blocks it would give back at once, but for `oversize_threshold` (W9 in
+    benchmarks/results.md has both).
     """
     import ray
 
     library = Path(ray.__file__).parent / "core/libjemalloc.so"
     if not library.is_file():
         return {}
-    return {"LD_PRELOAD": str(library), "MALLOC_CONF": "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+    settings = "thp:always,oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1"
+    return {"LD_PRELOAD": str(library), "MALLOC_CONF": settings}
