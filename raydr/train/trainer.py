@@ -290,9 +290,8 @@ def _allocator() -> dict[str, str]:
     """The environment of a worker on a CPU, which keeps freed memory: every step allocates what the one before has
     freed, and where that goes back to the system in between, its pages have to be made anew.
 
-    The jemalloc in Ray's wheel for Linux does that without falling to pieces as the lengths of batches change, as glibc
-    did, whose memory grew with the steps. Large blocks it would give back at once, but for `oversize_threshold` (W9 in
-    benchmarks/results.md has both).
+    The jemalloc in Ray's wheel for Linux does that, and is made not to fall to pieces as the lengths of batches change.
+    Large blocks it would give back at once, but for `oversize_threshold` (W9 in benchmarks/results.md has both).
     """
     import ray
 
