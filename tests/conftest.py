@@ -5,7 +5,6 @@ so a developer's own cluster is never touched. Real collections lie outside the 
 `../shared/data` beside the checkout); a test that needs one is skipped where it is absent.
 
     pytest -m "not ray and not slow"        the quick part
-    pytest -n 2 --dist loadgroup            all, in two processes, as .ci/run does
 """
 
 from __future__ import annotations
@@ -46,15 +45,6 @@ TINY_QUERIES = {
     "q2": ("why does the sea rise and fall", {"moon": 1}),
     "q3": ("find similar embeddings quickly", {"faiss": 1}),
 }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup` one process has all the tests that use Ray, and with them the one cluster, whose
-    fixed ports a second would want; the other has the rest meanwhile.
-    """
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
