@@ -262,6 +262,9 @@ def _import_deepspeed(*, is_gpu: bool) -> Any:
     from deepspeed import comm
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not is_gpu:
+        # A reduction of tensor-parallel inference, which would be compiled (half a minute) before the first training.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not comm.is_initialized():
         comm.init_distributed(dist_backend="nccl" if is_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     return deepspeed
