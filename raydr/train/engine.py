@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from raydr.errors import ConfigError
 from raydr.train.config import TrainConfig
 from raydr.train.distributed import num_workers, worker_rank
+from raydr.train.linear import through_onednn
 
 _TAG = "state"
 _NO_DECAY = ("bias", "norm.weight", "layernorm.weight", "layer_norm.weight", "ln_f.weight")
@@ -40,6 +41,10 @@ class Engine:
         torch.backends.cuda.enable_cudnn_sdp(False)
         if config.activation_checkpointing:
             _checkpoint_activations(model)
+        if (
+            not is_gpu and config.precision == "float32" and config.zero_stage < 3
+        ):  # ZeRO 3 has a linear layer of its own
+            through_onednn(model)
         groups = parameter_groups(model, config)
         settings: dict[str, Any] = {
             "lr": config.learning_rate,
