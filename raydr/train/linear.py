@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 def through_onednn(model: nn.Module) -> None:
@@ -48,7 +47,6 @@ class _Linear(torch.autograd.Function):
         return _times_transposed(inputs, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (gradient,) = grad_outputs
         inputs, weight = ctx.saved_tensors
