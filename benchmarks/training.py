@@ -3,6 +3,7 @@
     python benchmarks/training.py throughput --rounds 5 --out results/training
     python benchmarks/training.py workers --rounds 3
     python benchmarks/training.py memory
+    python benchmarks/training.py layers --rounds 15
     python benchmarks/training.py gpu --batch 128 --shape bert-large --out results/training-gpu
 
 Contenders train the same checkpoint (dropout set to zero, so that equal batches give equal losses) on the same batches
@@ -12,6 +13,7 @@ unless a name says otherwise. The losses of the first step must agree to 1e-3 (b
 step's time is the median after the first six; memory is the proportional set size of the contender's processes, Ray's
 included, at its highest.
 
+layers: one linear layer of MiniLM in float32, forward and backward, by PyTorch's own and by raydr/train/linear.py
 gpu: the same in bfloat16 on one GPU, of MiniLM or of an untrained BERT of a published shape; memory is the GPU's, as
     nvidia-smi tells it. The share of the card's peak counts 6 operations per weight and token and attention's
     products, padding not counted, against the H100's 989 TFLOP/s (bfloat16, dense). Unfinished: of its contenders raydr
@@ -30,13 +32,14 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from interleaved import markdown, spread, write
+from interleaved import markdown, rounds, spread, write
 
 from raydr.artifacts import write_artifact
 from raydr.data.config import DataConfig
@@ -254,9 +257,49 @@ def memory(options: argparse.Namespace) -> None:
     write(options.out, "W9: memory of training", tables, found)
 
 
+def layers(options: argparse.Namespace) -> None:
+    """On all cores; values and gradients must agree to 1e-5 of the largest."""
+    import torch
+
+    from raydr.train.linear import OneDnnLinear
+
+    rows, results = [], {}
+    for inner, outer in ((384, 384), (384, 1536), (1536, 384)):
+        inputs, gradient = torch.randn(64 * 128, inner), torch.randn(64 * 128, outer)
+        plain = torch.nn.Linear(inner, outer)
+        other = OneDnnLinear(inner, outer)
+        other.load_state_dict(plain.state_dict())
+
+        def step(
+            layer: torch.nn.Linear, inputs: torch.Tensor = inputs, gradient: torch.Tensor = gradient
+        ) -> list[torch.Tensor]:
+            layer.zero_grad(set_to_none=True)
+            given = inputs.detach().requires_grad_()
+            output = layer(given)
+            output.backward(gradient)
+            return [output, given.grad, *(weight.grad for weight in layer.parameters())]
+
+        for mine, theirs in zip(step(other), step(plain), strict=True):
+            assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        found = rounds({"PyTorch": partial(step, plain), "oneDNN": partial(step, other)}, options.rounds)
+        times = {name: statistics.median(values) for name, values in found.items()}
+        products = 3 * 2 * inputs.numel() * outer / 1e9
+        rows.append(
+            [f"{inner} x {outer}", *(spread(values, 1000) for values in found.values())]
+            + [f"{products / time:.0f}" for time in times.values()]
+            + [f"{times['PyTorch'] / times['oneDNN']:.2f}"]
+        )
+        results[rows[-1][0]] = found
+    columns = ["layer", "PyTorch, ms", "oneDNN, ms", "PyTorch, GFLOP/s", "oneDNN, GFLOP/s", "ratio"]
+    table = markdown(columns, rows)
+    write(
+        options.out, f"Linear layers in float32, {64 * 128} tokens, {torch.get_num_threads()} threads", table, results
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", choices=["throughput", "workers", "memory", "gpu"])
+    parser.add_argument("workload", choices=["throughput", "workers", "memory", "layers", "gpu"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--shape", choices=["minilm", *SHAPES], default="minilm", help="of the network")
@@ -264,7 +307,8 @@ def main() -> None:
     parser.add_argument("--reference", help="contender that the speeds are divided by (default: the last)")
     parser.add_argument("--out", type=Path, default=Path("results/training"))
     options = parser.parse_args()
-    {"throughput": throughput, "workers": workers, "memory": memory, "gpu": gpu}[options.workload](options)
+    workloads = {"throughput": throughput, "workers": workers, "memory": memory, "layers": layers, "gpu": gpu}
+    workloads[options.workload](options)
 
 
 if __name__ == "__main__":
