@@ -41,9 +41,8 @@ class Engine:
         torch.backends.cuda.enable_cudnn_sdp(False)
         if config.activation_checkpointing:
             _checkpoint_activations(model)
-        if (
-            not is_gpu and config.precision == "float32" and config.zero_stage < 3
-        ):  # ZeRO 3 has a linear layer of its own
+        # ZeRO 3 has linear layers of its own.
+        if not is_gpu and config.precision == "float32" and config.zero_stage < 3:
             through_onednn(model)
         groups = parameter_groups(model, config)
         settings: dict[str, Any] = {
@@ -268,7 +267,7 @@ def _import_deepspeed(*, is_gpu: bool) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not is_gpu:
-        # A reduction of tensor-parallel inference, which would be compiled (half a minute) before the first training.
+        # A reduction of tensor-parallel inference, which would be compiled before the first training.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not comm.is_initialized():
         comm.init_distributed(dist_backend="nccl" if is_gpu else "gloo", auto_mpi_discovery=False, verbose=False)

@@ -1,9 +1,9 @@
 """Linear layers in float32 on AMD's processors, through oneDNN in the place of Intel's MKL.
 
-PyTorch multiplies float32 matrices by MKL; on an AMD EPYC with AVX-512 oneDNN, which comes with PyTorch too, is up to
-twice as quick. Both sum in float32: results differ by rounding alone. Notable: only the class of a layer changes, so
-weights, their names, hooks and adapters stay what they are; which library multiplies depends on the machine alone,
-never on a measurement, so that a run that goes on gives what it would have given.
+PyTorch multiplies float32 matrices by MKL; on an AMD EPYC with AVX-512 oneDNN, which comes with PyTorch too, is 1.4
+to 1.8 times as quick. Both sum in float32: results differ by rounding alone. Notable: only the class of a layer
+changes, so weights, their names, hooks and adapters stay what they are; which library multiplies depends on the
+machine alone, never on a measurement, so that a run that goes on gives what it would have given.
 W9 in benchmarks/results.md has the speed with and without.
 
     through_onednn(model)       # every nn.Linear of it; nothing where MKL is as quick
@@ -12,12 +12,13 @@ W9 in benchmarks/results.md has the speed with and without.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from raydr.encoders.precision import processor_name
 
 
 def through_onednn(model: nn.Module) -> None:
@@ -30,7 +31,7 @@ def through_onednn(model: nn.Module) -> None:
 
 
 class OneDnnLinear(nn.Linear):
-    """`nn.Linear` in float32 by oneDNN; any other type, and nothing at all, is left to PyTorch."""
+    """`nn.Linear` in float32 by oneDNN; any other type, and an empty batch, is left to PyTorch."""
 
     def forward(self, input: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
         if input.dtype != torch.float32 or self.weight.dtype != torch.float32 or not input.numel():
@@ -67,9 +68,4 @@ def _times_transposed(left: Tensor, right: Tensor, bias: Tensor | None = None) -
 @functools.cache
 def _is_quicker() -> bool:
     has_avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return has_avx512 and torch.backends.mkldnn.is_available() and _is_amd()
-
-
-def _is_amd() -> bool:
-    file = Path("/proc/cpuinfo")
-    return file.is_file() and "AuthenticAMD" in file.read_text(encoding="utf-8", errors="replace")
+    return has_avx512 and torch.backends.mkldnn.is_available() and processor_name().startswith("AMD")
