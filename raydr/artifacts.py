@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -214,7 +214,7 @@ def write_artifact(
     config: BaseModel | Mapping[str, Any],
     inputs: Mapping[str, Artifact] | None = None,
     resume: bool = False,
-) -> Iterator[ArtifactWriter]:
+) -> Generator[ArtifactWriter]:
     """Writes an artifact: files first, `manifest.json` last and atomically.
 
     Leftovers of an unfinished step with the same fingerprint stay in place with `resume=True` (the step decides what
@@ -266,7 +266,7 @@ class ArtifactUpdate:
 
 
 @contextmanager
-def update_artifact(path: str | Path, *, kind: str) -> Iterator[ArtifactUpdate]:
+def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]:
     """Publishes a new state of a finished artifact: files under new names first, then the manifest, atomically.
 
     A reader sees the old state or the new one, never a mixture; an error inside the `with` block changes nothing. The
@@ -302,7 +302,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def _exclusive(path: Path) -> Generator[None]:
     """Holds the folder's lock; the kernel drops it when the process dies, so no stale lock can remain."""
     with (path / ".lock").open("w") as lock:
         try:

@@ -13,7 +13,7 @@ import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,6 +27,10 @@ class Config(BaseModel):
     """Base of every schema: immutable, no unknown keys, attribute docstrings as the documentation of the fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+ConfigClass: TypeAlias = type[Config]
+"""For a class that has an attribute `Config` of its own, where `type[Config]` would name that attribute."""
 
 
 class Component(Config):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -58,7 +58,7 @@ class Progress:
 
 
 @contextmanager
-def followed(name: str, done: Callable[[], int], *, total: int, unit: str) -> Iterator[None]:
+def followed(name: str, done: Callable[[], int], *, total: int, unit: str) -> Generator[None]:
     """Shows how far work elsewhere has come: asks `done` at the start, every second while the block runs, and last."""
     ended = threading.Event()
     with Progress(name, total=total, initial=done(), unit=unit) as progress:

@@ -43,7 +43,7 @@ def check_index(build: Callable[[], Index], *, dim: int = 8) -> None:
             for query, rows, scores in zip(queries, top.rows, top.scores, strict=True):
                 candidates = range(40) if mask is None else np.flatnonzero(mask)
                 best = sorted(candidates, key=lambda row: (-float(embeddings[row] @ query), ids[row]))[:k]
-                assert rows[: len(best)].tolist() == [int(row) for row in best]
+                assert rows[: len(best)].tolist() == list(best)
                 assert scores[: len(best)].tolist() == [float(embeddings[row] @ query) for row in best]
                 assert (rows[len(best) :] == -1).all()
 

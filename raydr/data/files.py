@@ -10,7 +10,7 @@ of the stored file it has used up, which is what a progress bar can know in adva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -50,7 +50,7 @@ class SourceFile:
         return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
 
     @contextmanager
-    def chunks(self, advance: Advance) -> Iterator[Iterator[bytes]]:
+    def chunks(self, advance: Advance) -> Generator[Iterator[bytes]]:
         """The decompressed content in pieces. Raises `DataError` where it cannot be read or is cut short."""
         with self.filesystem.open_input_file(self.path) as raw:
             yield self._chunks(raw, advance)

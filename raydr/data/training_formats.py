@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +190,7 @@ def _judge(path: str) -> Callable[[TrainingExample], TrainingExample]:
 
 
 @contextmanager
-def _complete_or_absent(path: Path) -> Iterator[TextIO]:
+def _complete_or_absent(path: Path) -> Generator[TextIO]:
     """A file for writing that takes its name when the block ends without an error, and vanishes otherwise."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

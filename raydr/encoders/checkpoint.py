@@ -14,7 +14,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +178,7 @@ def load_transformer(loader: Any, folder: Path, *, warnings: bool = True, **opti
 
 
 @contextmanager
-def _quiet(*, warnings: bool) -> Iterator[None]:
+def _quiet(*, warnings: bool) -> Generator[None]:
     from transformers.utils import logging
 
     had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

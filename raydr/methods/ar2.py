@@ -46,7 +46,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from raydr.artifacts import Artifact
-from raydr.config import Component, Config
+from raydr.config import Component
 from raydr.data.examples import ExampleSet
 from raydr.encoders.text import TextEncoderConfig
 from raydr.errors import ConfigError
@@ -193,7 +193,7 @@ class Adversarial(EmbeddingObjective):
 class Ar2(DualEncoderMethod):
     """Both players, and the loop."""
 
-    Config: ClassVar[type[Config]] = Ar2Config
+    Config: ClassVar[type[Ar2Config]] = Ar2Config
 
     config: Ar2Config
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from raydr.config import Component, Config
+from raydr.config import Component, Config, ConfigClass
 from raydr.data.examples import ExampleSet
 from raydr.encoders.text import TextEncoder, TextEncoderConfig
 from raydr.errors import ConfigError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only training needs it
 class Method(ABC):
     """Base of every method. Subclasses set `Config` and override what their paper changes."""
 
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[ConfigClass] = Config
 
     config: Any
     """An instance of this class's own `Config`; a subclass may declare it so."""
@@ -141,7 +141,7 @@ class DualEncoderMethod(Method):
     One that changes something else inherits from `Contrastive` (raydr.methods.contrastive), which has the usual one.
     """
 
-    Config: ClassVar[type[Config]] = DualEncoderConfig
+    Config: ClassVar[ConfigClass] = DualEncoderConfig
 
     config: Any
     """An instance of this class's own `Config`."""

@@ -16,7 +16,7 @@ longest text. Source: Gao et al. 2021 (arXiv 2101.06983).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -176,7 +176,7 @@ def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 
 @contextmanager
-def _with_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+def _with_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> Generator[None]:
     """Runs the block from `state`, and leaves the random state as it was before."""
     before = _random_state(device)
     _set_random_state(state, device)

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -296,7 +296,7 @@ def _num_tokens(batch: Any) -> int:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def _random_state_kept() -> Generator[None]:
     """What is drawn inside the block leaves no trace: training must not depend on when weights are written."""
     import torch
 

@@ -38,7 +38,7 @@ from raydr.verbs.serve import ask, check_port, prefer_few_hops, serving, wait_fo
 from raydr.verbs.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 SAMPLE_QUERIES = (
     "join two data frames on a column",
@@ -238,7 +238,7 @@ class _Steps:
         self._total, self._number = total, 0
 
     @contextmanager
-    def __call__(self, title: str) -> Iterator[None]:
+    def __call__(self, title: str) -> Generator[None]:
         self._number += 1
         print(f"[{self._number}/{self._total}] {title}", file=sys.stderr, flush=True)
         started = time.monotonic()

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ _LOGGING = {"encoding": "JSON"}
 
 
 @contextmanager
-def serving(index: Path, *, host: str, port: int, rerankers: Mapping[str, Component] | None = None) -> Iterator[str]:
+def serving(index: Path, *, host: str, port: int, rerankers: Mapping[str, Component] | None = None) -> Generator[str]:
     """Serves `index` (and `rerankers`, by name) inside the `with` block; gives the address.
 
     Raises `ConfigError` when the port is taken.
