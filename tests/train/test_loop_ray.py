@@ -87,10 +87,6 @@ def test_adapters_are_merged_and_the_same_on_two_workers_that_split_and_resume(s
     assert changed
     assert all(".query." in name or ".value." in name for name in changed)
 
-    rounded = TrainConfig(**{**settings, "num_workers": 1, "precision": "bfloat16"})
-    computed_in_bfloat16 = weights(train_model(steady, rounded, examples, tmp_path / "rounded"))
-    assert {name for name in start if not np.array_equal(computed_in_bfloat16[name], start[name])} == changed
-
     split = {**settings, "zero_stage": 3, "schedule_steps": 4, "chunk_tokens": 200}
     half = TrainConfig(**{**split, "max_steps": 2})
     first = train_model(steady, half, examples, tmp_path / "first", keep_state=True)

@@ -36,6 +36,7 @@ def test_the_demo_runs_to_its_end_and_a_second_run_makes_nothing_again(tmp_path)
 def test_what_was_trained_stands_beside_the_rest(tmp_path, monkeypatch, capsys):
     """Two rounds of AR2 in this process, whose trainings are not Ray Train's; what is made of them is real."""
     monkeypatch.setattr("raydr.runtime.uses_ray", lambda *_, **__: False)
+    monkeypatch.setattr("raydr.data.api_docs.PACKAGES", ["fastapi", "httpx", "pydantic"])
     demo(DemoConfig(out=tmp_path, size=120, serve=False))
     table = (tmp_path / "evaluate_trained/summary.txt").read_text()
     assert table in capsys.readouterr().out
