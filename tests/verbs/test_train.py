@@ -24,26 +24,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PLAYERS = ("ranker", "retriever")
 
 
-@pytest.fixture
-def settings(tiny_beir, tmp_path) -> list[str]:
-    (tiny_beir / "qrels/train.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
-    return [
-        "jobs/configs/contrastive.yaml",
-        f"data.path={tiny_beir}",
-        f"method.args.model={tiny_checkpoint(tmp_path / 'model')}",
-        "method.args.num_negatives=1",
-        "method.args.max_passage_tokens=48",
-        "mine.num_negatives=4",
-        "mine.fraction=null",
-        "index.bm25=null",
-        "train.batch_size=2",
-        "train.worker_cpus=0.5",
-        "train.learning_rate=1.0e-3",
-        "train.checkpoint_every=2",
-        "train.log_every=1",
-    ]
-
-
 def submitted(ray_cluster: str, script: str, settings: list[str]) -> None:
     """Runs a script as a job on the cluster; its status is the verb's.
 
@@ -94,19 +74,10 @@ def killed_at(step: int, metrics: Path, settings: list[str], log: Path) -> int:
     return reached()
 
 
-def test_as_a_submitted_job(settings, tmp_path, ray_cluster):
-    """It trains, and searches with what it learned."""
-    submitted(ray_cluster, "jobs/reproduce.py", [*settings, f"out={tmp_path}/out", "train.max_steps=4"])
-    assert json.loads((tmp_path / "out/evaluate/metrics.json").read_text())["RR@10"] > 0
-    method = Component.model_validate(open_artifact(tmp_path / "out/method").manifest.details["method"])
-    embedded = open_artifact(tmp_path / "out/embed").manifest.details["encoder_version"]
-    assert embedded == method.build().encoder().version
-    assert embedded != open_artifact(tmp_path / "out/base/embed").manifest.details["encoder_version"]
-
-
 def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray_cluster):
-    """Two rounds as a submitted job; then, in another folder, its second round once more, killed inside and given
-    again: the same two models, by the curve of a ranker that nobody disturbed, and nothing of the first round anew.
+    """Two rounds as a submitted job, which searches with what it learned; then, in another folder, its second round
+    once more, killed inside and given again: the same two models, by the curve of a ranker that nobody disturbed, and
+    nothing of the first round anew.
     """
     for split in ("train", "dev"):
         (tiny_beir / f"qrels/{split}.tsv").write_text((tiny_beir / "qrels/test.tsv").read_text())
@@ -137,7 +108,11 @@ def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray
         "train.log_every=1",
     ]
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "killed.log"
-    submitted(ray_cluster, "jobs/train.py", [*settings, f"out={tmp_path / 'first'}"])
+    submitted(ray_cluster, "jobs/reproduce.py", [*settings, f"out={tmp_path / 'first'}"])
+    learned = Component.model_validate(open_artifact(tmp_path / "first/method").manifest.details["method"]).build()
+    searched = open_artifact(tmp_path / "first/embed").manifest.details["encoder_version"]
+    assert searched == learned.encoder().version
+    assert json.loads((tmp_path / "first/evaluate/metrics.json").read_text())["RR@10"] > 0
     shutil.copytree(tmp_path / "first", killed)
     (tmp_path / "first").rename(whole)
     for part in ("round-02", "method"):
