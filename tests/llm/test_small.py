@@ -1,4 +1,6 @@
-"""A decoder out of an encoder: the same layers, a causal mask, and a checkpoint that engines open."""
+"""A decoder out of an encoder: the same layers, a causal mask, and a checkpoint that engines open; vLLM opens it in
+`tests/serve/test_first_ray.py`.
+"""
 
 from __future__ import annotations
 
@@ -83,16 +85,3 @@ def test_another_encoder_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match="only BERT's layers"):
         causal_from_encoder(str(tmp_path / "relu"), tmp_path / "out")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_vllm_gives_its_scores(made):
-    config = EngineConfig(model=str(made), dtype="float32", max_model_tokens=1024)
-    reference = build_engine(config.model_copy(update={"backend": "transformers"}))
-    prompt = ListwisePrompt(reference.tokenizer, PromptConfig(), max_tokens=1024, num_identifiers=6)
-    ids = prompt.encode("who hunts mice", [f"passage number {n} " * 20 for n in range(6)])
-    engine = build_engine(config)
-    expected = asyncio.run(reference.next_token_logprobs(ids, prompt.letters))
-    assert asyncio.run(engine.next_token_logprobs(ids, prompt.letters)) == pytest.approx(expected, abs=1e-3)
-    engine.close()

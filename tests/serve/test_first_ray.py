@@ -1,4 +1,7 @@
-"""FIRST on vLLM behind Ray Serve: the scores of a forward pass, and what happens when vLLM's process is killed."""
+"""FIRST on vLLM behind Ray Serve: the scores of a forward pass, and what happens when vLLM's process is killed.
+
+The network is the one that `first_small.yaml` makes out of MiniLM, untrained.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import pytest
 from tiny_serving import ANIMALS
 
 from raydr.config import Component
+from raydr.llm.small import small_causal_lm
 from raydr.methods.first import First
 from raydr.stages.config import RerankConfig
 from raydr.stages.rerank import rerank_run
@@ -27,8 +31,13 @@ QUERY = "who hunts mice"
 
 
 @pytest.fixture(scope="module")
-def site(ray_cluster, animals, causal_lm):
-    engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "max_model_tokens": 1024}
+def small(tmp_path_factory) -> str:
+    return str(small_causal_lm("minilm", tmp_path_factory.mktemp("small") / "start"))
+
+
+@pytest.fixture(scope="module")
+def site(ray_cluster, animals, small):
+    engine = {"model": small, "dtype": "float32", "max_model_tokens": 1024}
     rerankers = {
         "first": Component(
             import_path="raydr.methods.first:First", args={"engine": engine, "window_size": 4, "stride": 2}
@@ -38,20 +47,20 @@ def site(ray_cluster, animals, causal_lm):
         yield address
 
 
-def expected(causal_lm, ids: list[str]) -> list[Hit]:
+def expected(small: str, ids: list[str]) -> list[Hit]:
     """The same list ranked with a transformers forward pass."""
-    engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "backend": "transformers", "max_model_tokens": 1024}
+    engine = {"model": small, "dtype": "float32", "backend": "transformers", "max_model_tokens": 1024}
     reranker = First(First.Config(engine=engine, window_size=4, stride=2)).build_reranker()
     passages = {id_: Passage(id_, ANIMALS[id_][1], ANIMALS[id_][0]) for id_ in ids}
     return asyncio.run(reranker.rerank_async(Query("q", QUERY), [Hit(id_, 0.0) for id_ in ids], passages))
 
 
-def test_a_search_is_ranked_as_a_forward_pass_ranks_it(site, causal_lm):
+def test_a_search_is_ranked_as_a_forward_pass_ranks_it(site, small):
     plain = httpx.post(f"{site}/v1/search", json={"query": QUERY, "k": 6}, timeout=60).json()
     body = {"query": QUERY, "k": 6, "rerank": True}
     answer = httpx.post(f"{site}/v1/search", json=body, timeout=60).json()
     assert answer["reranking"] == {"model": "first", "depth": 20, "applied": True}
-    ranked = expected(causal_lm, [hit["id"] for hit in plain["hits"]])
+    ranked = expected(small, [hit["id"] for hit in plain["hits"]])
     assert [hit["id"] for hit in answer["hits"]] == [hit.passage_id for hit in ranked]
     assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in ranked], abs=1e-3)
     documents = [f"{title}. {text}" if title else text for title, text, *_ in ANIMALS.values()]
@@ -59,13 +68,13 @@ def test_a_search_is_ranked_as_a_forward_pass_ranks_it(site, causal_lm):
     assert sorted(found["index"] for found in again["results"]) == list(range(6))
 
 
-def test_a_batch_job_on_vllm_actors_gives_the_same(site, animals, causal_lm, tmp_path):
+def test_a_batch_job_on_vllm_actors_gives_the_same(site, animals, small, tmp_path):
     texts = [QUERY, "what gives milk", "an animal of the sea"]
     queries = [Query(f"q{number}", text) for number, text in enumerate(texts)]
     body = {"queries": texts, "k": 6}
     plain = httpx.post(f"{site}/v1/search", json=body, timeout=60).json()["results"]
     served = httpx.post(f"{site}/v1/search", json={**body, "rerank": True}, timeout=60).json()["results"]
-    engine = {"model": str(causal_lm("Llama")), "dtype": "float32", "max_model_tokens": 1024}
+    engine = {"model": small, "dtype": "float32", "max_model_tokens": 1024}
     args = {"engine": engine, "window_size": 4, "stride": 2}
     component = Component(import_path="raydr.methods.first:First", args=args)
     run = {

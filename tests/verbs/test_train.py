@@ -16,33 +16,13 @@ import pytest
 from raydr.artifacts import MANIFEST, open_artifact
 from raydr.config import Component
 from raydr.train.trainer import read_metrics
+from tests.jobs import submitted
 from tests.train.tiny import tiny_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAYERS = ("ranker", "retriever")
-
-
-def submitted(ray_cluster: str, script: str, settings: list[str]) -> None:
-    """Runs a script as a job on the cluster; its status is the verb's.
-
-    Of several clusters on a machine Ray takes any for a job, whatever `--address` says: both sides are told which.
-    """
-    import ray
-
-    client, gcs = str(Path(sys.executable).parent / "ray"), ray.get_runtime_context().gcs_address
-    command = [client, "job", "submit", "--working-dir", ".", "--", "env", f"RAY_ADDRESS={gcs}", sys.executable, script]
-    place = {**os.environ, "RAY_API_SERVER_ADDRESS": ray_cluster}
-    deadline = time.monotonic() + 60
-    while True:
-        done = subprocess.run(
-            [*command, *settings], cwd=REPOSITORY, env=place, capture_output=True, text=True, timeout=500
-        )
-        if "No available agent" not in done.stderr or time.monotonic() > deadline:  # a cluster that has just started
-            break
-        time.sleep(1)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
 def started(settings: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -108,7 +88,8 @@ def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray
         "train.log_every=1",
     ]
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "killed.log"
-    submitted(ray_cluster, "jobs/reproduce.py", [*settings, f"out={tmp_path / 'first'}"])
+    job = submitted(ray_cluster, "jobs/reproduce.py", [*settings, f"out={tmp_path / 'first'}"])
+    assert job.returncode == 0, job.stdout[-4000:] + job.stderr[-4000:]
     learned = Component.model_validate(open_artifact(tmp_path / "first/method").manifest.details["method"]).build()
     searched = open_artifact(tmp_path / "first/embed").manifest.details["encoder_version"]
     assert searched == learned.encoder().version

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from raydr.verbs.evaluate import evaluate
 from raydr.verbs.index import index
 from raydr.verbs.reproduce import reproduce
 from raydr.verbs.search import search
+from tests.jobs import submitted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "jobs/configs/zero_shot.yaml"
@@ -72,20 +71,9 @@ def test_ray_equals_local(tiny_beir, tmp_path, ray_cluster, mode):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_as_a_submitted_job(tiny_beir, tmp_path, ray_cluster):
-    """`ray job submit`: the job's exit status and artifacts are the verb's."""
-    ray = str(Path(sys.executable).parent / "ray")
-    submit = [ray, "job", "submit", "--address", ray_cluster, "--working-dir", "."]
-    entry = [sys.executable, "jobs/reproduce.py", "jobs/configs/zero_shot.yaml", f"data.path={tiny_beir}"]
-
-    def submitted(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*submit, "--", *entry, *arguments]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
-
-    good = submitted(f"out={tmp_path}/out")
-    assert good.returncode == 0, good.stdout[-4000:] + good.stderr[-4000:]
-    assert json.loads((tmp_path / "out/evaluate/metrics.json").read_text())["RR@10"] == 1.0
-    assert json.loads((tmp_path / "out/embed/manifest.json").read_text())["counts"]["passages"] == 10
-    bad = submitted(f"out={tmp_path}/bad", "data.split=nope")
+def test_a_submitted_job_fails_as_its_verb_does(tiny_beir, tmp_path, ray_cluster):
+    """`ray job submit` gives the verb's exit status and message; `test_train.py` submits one that ends well."""
+    settings = ["jobs/configs/zero_shot.yaml", f"data.path={tiny_beir}", f"out={tmp_path}/bad", "data.split=nope"]
+    bad = submitted(ray_cluster, "jobs/reproduce.py", settings)
     assert bad.returncode != 0
     assert "nope" in bad.stdout + bad.stderr
