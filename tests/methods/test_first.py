@@ -319,10 +319,8 @@ def test_training_on_ray_leaves_what_vllm_opens(causal_lm, tmp_path, ray_cluster
         np.testing.assert_allclose([hit.score for hit in by_vllm], [hit.score for hit in by_transformers], atol=1e-3)
 
 
-@pytest.mark.slow
-def test_a_training_starts_from_an_encoder_and_from_spans(tmp_path, instant_training, monkeypatch):
-    """Every step of `first_small.yaml`, each training from what the one before it left."""
-    monkeypatch.setattr("raydr.runtime.uses_ray", lambda *_, **__: False)
+def small_run(tmp_path: Path, *settings: str) -> RunConfig:
+    """`first_small.yaml` over twelve passages, with a step where it has hundreds."""
     words = ["river", "stone", "winter", "music", "engine", "garden", "letter", "silver", "planet", "bridge"]
     rng = np.random.default_rng(0)
     rows = [{"_id": f"p{n}", "title": "", "text": " ".join(rng.choice(words, size=20))} for n in range(12)]
@@ -332,16 +330,35 @@ def test_a_training_starts_from_an_encoder_and_from_spans(tmp_path, instant_trai
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
     judged = "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\tp{n}\t1\n" for n in range(4))
     (tmp_path / "qrels/train.tsv").write_text(judged)
-    run = load(
+    return load(
         RunConfig,
         Path(__file__).parents[2] / "jobs/configs/first_small.yaml",
         [
             *(f"data.path={tmp_path}", f"out={tmp_path / 'out'}", "data.split=train", "runtime=local"),
-            *("method.args.span_steps=1", "method.args.span_batch_size=4", "mine.num_negatives=6", "mine.last_rank=12"),
-            *("method.args.taught_steps=1", "method.args.taught_queries=5"),
+            *("method.args.span_batch_size=4", "mine.num_negatives=6", "mine.last_rank=12"),
             *("train.max_steps=1", "train.batch_size=4", "train.worker_cpus=1"),
+            *settings,
         ],
     )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_network_made_out_of_an_encoder_is_trained_on_ray(tmp_path, ray_cluster):
+    train(small_run(tmp_path, "method.args.span_steps=0"))
+    start, end = (load_file(tmp_path / f"out/{step}/model/model.safetensors") for step in ("start", "train"))
+    added = "model.decoder.layers.7.fc2.weight"
+    assert not start[added].any() and end[added].any()  # what is made adds nothing; training changes it
+    assert start.keys() == end.keys()
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_an_encoder_and_from_spans(tmp_path, instant_training, monkeypatch):
+    """Every step of `first_small.yaml`, each training from what the one before it left."""
+    monkeypatch.setattr("raydr.runtime.uses_ray", lambda *_, **__: False)
+    steps = ("span_steps=1", "taught_steps=1", "taught_queries=5")
+    run = small_run(tmp_path, *(f"method.args.{setting}" for setting in steps))
     method = train(run).manifest.details["method"]
     made = {path.parent.name for path in (tmp_path / "out").glob("*/manifest.json")}
     assert {"start", "spans", "span-training", "span-queries", "span-hits", "span-scores", "taught"} <= made

@@ -93,6 +93,8 @@ def test_ar2_that_was_killed_ends_as_one_that_was_a_job(tiny_beir, tmp_path, ray
     learned = Component.model_validate(open_artifact(tmp_path / "first/method").manifest.details["method"]).build()
     searched = open_artifact(tmp_path / "first/embed").manifest.details["encoder_version"]
     assert searched == learned.encoder().version
+    assert searched != open_artifact(tmp_path / "first/base/embed").manifest.details["encoder_version"]
+    assert open_artifact(tmp_path / "first/embed").manifest.counts["passages"] == 10
     assert json.loads((tmp_path / "first/evaluate/metrics.json").read_text())["RR@10"] > 0
     shutil.copytree(tmp_path / "first", killed)
     (tmp_path / "first").rename(whole)
