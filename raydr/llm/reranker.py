@@ -60,7 +60,15 @@ class EngineReranker(ABC):
 
     def close(self) -> None:
         """Ends the engine, if it was started."""
-        if "engine" in vars(self):
+        if "engine" not in vars(self):
+            return
+        if "_loop" in vars(self):
+
+            async def in_its_loop() -> None:  # where vLLM cannot see its core end before it knows that it is to
+                self.engine.close()
+
+            self._wait(in_its_loop())
+        else:
             self.engine.close()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
