@@ -57,6 +57,13 @@ def connect(*, dashboard: bool = False) -> str:
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
+def smallest_node_cpus() -> float:
+    """CPUs of the cluster's smallest node that has any: a task or actor that wants more might find no place."""
+    import ray
+
+    return min((cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))), default=1)
+
+
 def owns_cluster() -> bool:
     """Whether `connect` started the cluster of this process, so that the cluster may be stopped with it."""
     ray = sys.modules.get("ray")

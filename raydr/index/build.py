@@ -44,6 +44,7 @@ from raydr.index.layout import (
 from raydr.index.recall import measure_recall
 from raydr.index.shard import PASSAGES, VECTORS, Shard, write_passages
 from raydr.index.vectors import Vectors, create, train
+from raydr.runtime import smallest_node_cpus
 from raydr.types import PASSAGE_ID, TEXT, TITLE
 
 _EMPTY = ".empty.faiss"
@@ -185,10 +186,13 @@ def _plan(
 
 
 def _on_ray(num_shards: int) -> Callable[[list[ShardPlan]], Iterator[ShardRecord]]:
-    """Builds plans as Ray tasks that share the cluster's CPUs evenly; yields records as they come."""
+    """Builds plans as Ray tasks that share the cluster's CPUs evenly; yields records as they come.
+
+    No task asks for more than a node has: it would wait for ever.
+    """
     import ray
 
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_shards)
+    cpus = max(1, int(min(ray.cluster_resources().get("CPU", 1) // num_shards, smallest_node_cpus())))
     task: Any = ray.remote(num_cpus=cpus)(build_shard)
 
     def run(plans: list[ShardPlan]) -> Iterator[ShardRecord]:

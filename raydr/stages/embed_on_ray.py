@@ -21,10 +21,11 @@ import pyarrow as pa
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
 from raydr.progress import followed
+from raydr.runtime import smallest_node_cpus
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
-from raydr.stages.pool import smallest_node_cpus, worker_pool
+from raydr.stages.pool import worker_pool
 from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE
 
 if TYPE_CHECKING:

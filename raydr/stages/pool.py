@@ -14,6 +14,7 @@ from typing import TypeAlias
 import pyarrow as pa
 
 from raydr.errors import ConfigError
+from raydr.runtime import smallest_node_cpus
 from raydr.stages.config import PoolConfig
 
 Work: TypeAlias = Callable[[pa.Table], pa.Table]
@@ -32,13 +33,6 @@ class WorkerPool:
     most: int
     num_threads: int
     reserved_cpus: int | float
-
-
-def smallest_node_cpus() -> float:
-    """CPUs of the cluster's smallest node that has any: an actor that wants more might find no place."""
-    import ray
-
-    return min((cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))), default=1)
 
 
 def worker_pool(config: PoolConfig, resources: Mapping[str, float], node_cpus: float) -> WorkerPool:
