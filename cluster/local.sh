@@ -30,7 +30,7 @@ start() {
 
 # Until the node has joined, as long as it lives.
 wait_for() {
-  until grep -q "Ray runtime started" "$folder/$1.log"; do
+  until grep -qs "Ray runtime started" "$folder/$1.log"; do
     kill -0 "$(cat "$folder/$1.pid")" 2>/dev/null || { cat "$folder/$1.log" >&2; exit 1; }
     sleep 0.2
   done

@@ -65,10 +65,10 @@ def rendered(values: dict[str, Any]) -> dict[str, str]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {**values, "version": versions()}
+    everywhere = values | {"version": versions()}
 
     def write(template: str, **more: Any) -> str:
-        return environment.get_template(template).render(**more)
+        return environment.get_template(template).render(everywhere | more)
 
     def groups(wanted: list[str]) -> list[dict[str, Any]]:
         return [group for group in values["groups"] if group["name"] in wanted]
