@@ -128,8 +128,9 @@ def _building(points: np.ndarray) -> dict[str, float]:
             build_shard(plan, 1)
 
         seconds = _timed(build, repeats=3).median_s
+        ratio = (folder / "embeddings.parquet").stat().st_size / (points.nbytes + (8 + len(ids[-1])) * len(ids))
         written = sum(file.stat().st_size for file in (folder / "shard0").iterdir())
-    return {"index_io_bytes_per_s": (points.nbytes + written) / seconds}
+    return {"index_io_bytes_per_s": (points.nbytes + written) / seconds, "embedding_file_ratio": ratio}
 
 
 def _scans(points: np.ndarray, queries: np.ndarray, cores: int) -> dict[str, float]:

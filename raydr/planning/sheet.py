@@ -15,9 +15,10 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-Number = float | None
+Number: TypeAlias = int | float | None
+"""None: nobody has measured what it rests on."""
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], float]] = {
     ast.Add: operator.add,
@@ -28,7 +29,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], float]] = {
 }
 
 
-def slowest(tail_ratio: float, number: float) -> float:
+def slowest(tail_ratio: int | float, number: int | float) -> float:
     """How much slower than one median time the 99th percentile of the slowest of `number` times is.
 
     For log-normal times whose own 99th percentile is `tail_ratio` medians; with one, that is the answer.
@@ -38,7 +39,7 @@ def slowest(tail_ratio: float, number: float) -> float:
 
 
 _FUNCTIONS: dict[str, Callable[..., float]] = {
-    "ceil": lambda value: float(math.ceil(round(value, 9))),  # 3.0000000001 nodes are three
+    "ceil": lambda value: float(math.ceil(value - 1e-9 * abs(value))),  # 3.0000000001 nodes are three
     "log2": math.log2,
     "max": max,
     "min": min,
@@ -97,12 +98,12 @@ def names_in(formula: str) -> set[str]:
     return words - set(_FUNCTIONS)
 
 
-def evaluate(formula: str, values: Mapping[str, float]) -> float:
+def evaluate(formula: str, values: Mapping[str, int | float]) -> float:
     """The value of an arithmetic formula. Raises `ValueError` for anything but + - * / ** and `_FUNCTIONS`."""
     return float(_value(ast.parse(formula, mode="eval").body, values))
 
 
-def _value(node: ast.expr, values: Mapping[str, float]) -> float:
+def _value(node: ast.expr, values: Mapping[str, int | float]) -> int | float:
     match node:
         case ast.Constant(value=int() | float()):
             return node.value
@@ -129,7 +130,7 @@ def readable(value: Number, unit: str = "") -> str:
     return _digits(value) + (f" {unit}" if unit else "")
 
 
-def _digits(value: float) -> str:
+def _digits(value: int | float) -> str:
     if value == 0 or (value == int(value) and abs(value) < 1e6):
         return f"{int(value):,}"
     if abs(value) >= 1e6 or abs(value) < 1e-3:

@@ -83,7 +83,7 @@ def plan_embedding(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePl
     extra = max(0, 4 * (config.encoder.all_weights - MINILM_WEIGHTS - 30_522 * 384))
     sheet.let(workers=workers, extra_weights_bytes=extra)
     memory = sheet.line("memory_per_node", "workers * (embed_worker_bytes + extra_weights_bytes)", "bytes")
-    disk = sheet.line("disk", "passages * (4 * dim + id_bytes + 8)", "bytes")
+    disk = sheet.line("disk", "passages * (4 * dim + id_bytes + 8) * embedding_file_ratio", "bytes")
     files = sheet.line("files", "ceil(passages / passages_per_block)", "files")
     # stages/embed.py counts every position in one array, beside the column it reads them from.
     driver = sheet.line("driver_memory", "passages * 16", "bytes")
@@ -130,7 +130,8 @@ def plan_index(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
     hours = sheet.line("hours", "core_h / working_share / (nodes * cores) + serial_h", "h")
     sheet.line("shards_at_once", "min(cores, ceil(num_shards / nodes))", "shards")
     shard = "rows_per_shard * (4 * dim + row_bytes + id_bytes + 8) + fixed_bytes"
-    memory = sheet.line("memory_per_node", f"shards_at_once * ({shard})", "bytes")
+    sheet.line("reading_ahead", "min(4 * rows_per_shard * 4 * dim, shard_read_bytes)", "bytes a shard")
+    memory = sheet.line("memory_per_node", f"shards_at_once * ({shard} + reading_ahead)", "bytes")
     warnings = _fits(node, memory, config, "; a shard is built in memory: take a smaller index.shard_bytes")
     if parts.num_lists:
         warnings += _lists(sheet, parts.num_lists)
@@ -317,5 +318,5 @@ def _fits(node: NodeShape, memory: Number, config: PlanConfig, way_out: str = ""
     ]
 
 
-def _over(value: Number, bound: float) -> bool:
+def _over(value: Number, bound: int | float) -> bool:
     return value is not None and value > bound
