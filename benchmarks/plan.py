@@ -22,6 +22,7 @@ above that of a process which has only imported the same; mapped files that were
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gzip
 import json
 import os
@@ -272,8 +273,6 @@ def fanout(options: argparse.Namespace) -> None:
 
         async def fan(self, num: int, repeats: int) -> float:
             """Milliseconds of the median of so many queries to the first `num` parts, one after the other."""
-            import asyncio
-
             query, times = np.zeros((1, 384), dtype=np.float32), []
             for _ in range(repeats):
                 start = time.perf_counter()
@@ -285,20 +284,28 @@ def fanout(options: argparse.Namespace) -> None:
     try:
         parts = [Part.options(name=f"Part{number}").bind() for number in range(max(options.deployments))]
         handle = serve.run(Ingress.bind(*parts), route_prefix=None)
-        times: dict[int, list[float]] = {num: [] for num in options.deployments}
-        for num in options.deployments:
-            handle.fan.remote(num, 5).result()
-        for _ in range(options.rounds):
-            for num in options.deployments:
-                times[num].append(handle.fan.remote(num, options.repeats).result())
+        times = asyncio.run(_asked(handle, options))
     finally:
-        serve.shutdown()
         ray.shutdown()
     medians = [statistics.median(times[num]) for num in options.deployments]
     slope, fixed = np.polyfit(options.deployments, medians, 1) if len(medians) > 1 else (medians[0], 0.0)
     table = markdown(["deployments asked", "ms a query"], [[str(num), spread(own)] for num, own in times.items()])
     note = f"\nA straight line through the medians: {fixed:.2f} ms and {slope:.2f} ms for each deployment.\n"
     write(options.out, "The planner: asking deployments", table + note, {"ms": times, "slope": slope, "fixed": fixed})
+
+
+async def _asked(handle: Any, options: argparse.Namespace) -> dict[int, list[float]]:
+    """Milliseconds by number of deployments; in a loop, which Serve's handles want in this mode."""
+    from ray import serve
+
+    for num in options.deployments:
+        await handle.fan.remote(num, 5)
+    times: dict[int, list[float]] = {num: [] for num in options.deployments}
+    for _ in range(options.rounds):
+        for num in options.deployments:
+            times[num].append(await handle.fan.remote(num, options.repeats))
+    await serve.shutdown_async()
+    return times
 
 
 def main() -> None:
