@@ -156,6 +156,8 @@ def _doubts(config: PlanConfig, parts: Structure, sheet: Sheet, deployments: int
         found.append("the scan is one core's alone; cores of a node share its memory, which has been measured for two")
     if parts.coding == "sq" and "SQ8" not in config.index.factory:
         found.append("the scan of SQ8 stands for this one's, which has not been measured")
+    if parts.num_lists and "_HNSW" in config.index.factory:
+        found.append("choosing lists is counted as exact, though an HNSW over the centroids takes less")
     if deployments > 100:
         found.append(
             f"{deployments} Shard deployments: raydr asks all of them from one Ingress, with no level in between, and "

@@ -72,6 +72,10 @@ class Sheet:
     def __getitem__(self, name: str) -> Number:
         return self._values[name]
 
+    def get(self, name: str) -> Number:
+        """The value of a name, None where there is none."""
+        return self._values.get(name)
+
     def let(self, **values: Number) -> None:
         """Gives the formulas that follow further values."""
         self._values |= values

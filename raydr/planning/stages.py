@@ -78,7 +78,9 @@ def plan_embedding(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePl
     sheet.line("flops_per_token", "2 * weights + 4 * layers * hidden * tokens_per_passage", "FLOP")
     sheet.line("work", "tokens * flops_per_token", "FLOP")
     node = config.gpu_node or config.node
-    nodes, hours = _batch_nodes(sheet, node, "cpu_embed_flops", "gpu_embed_share")
+    # A processor's rate was measured with tokenising in it; before a GPU, the node's processors may be too slow.
+    at_least = "tokens / (cores * tokenize_per_s)" if isinstance(node, GpuNodeShape) else ""
+    nodes, hours = _batch_nodes(sheet, node, "cpu_embed_flops", "gpu_embed_share", at_least)
     workers = node.gpus if isinstance(node, GpuNodeShape) else max(1, node.cores // 4)  # as raydr's pool takes them
     extra = max(0, 4 * (config.encoder.all_weights - MINILM_WEIGHTS - 30_522 * 384))
     sheet.let(workers=workers, extra_weights_bytes=extra)
@@ -88,6 +90,9 @@ def plan_embedding(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePl
     # stages/embed.py counts every position in one array, beside the column it reads them from.
     driver = sheet.line("driver_memory", "passages * 16", "bytes")
     warnings = _fits(node, memory, config)
+    reading, hours_of_one = sheet.get("reading_s"), sheet["node_hours"]
+    if reading and hours_of_one and reading / 3600 >= hours_of_one * config.working_share * 0.999:
+        warnings.append("tokenising on the node's processors takes longer than the GPUs: give the nodes more cores")
     if _over(driver, config.node.memory_gib * GIB):
         warnings.append(
             f"the driver checks that every passage was embedded in {readable(driver, 'bytes')} of its own memory, more "
@@ -281,10 +286,17 @@ def _rate(sheet: Sheet, node: NodeShape, cpu: str, gpu: str) -> str:
     return "device_flops"
 
 
-def _batch_nodes(sheet: Sheet, node: NodeShape, cpu: str, gpu: str) -> tuple[Number, Number]:
-    """Nodes that end the sheet's `work` within the hours, and the hours they then take."""
-    rate = _rate(sheet, node, cpu, gpu)
-    sheet.line("node_hours", f"work / {rate} / working_share / 3600", "h")
+def _batch_nodes(sheet: Sheet, node: NodeShape, cpu: str, gpu: str, at_least: str = "") -> tuple[Number, Number]:
+    """Nodes that end the sheet's `work` within the hours, and the hours they then take.
+
+    `at_least` is the formula of the seconds that a node takes for something else meanwhile.
+    """
+    seconds = f"work / {_rate(sheet, node, cpu, gpu)}"
+    if at_least:
+        sheet.let(cores=node.cores)
+        sheet.line("reading_s", at_least, "s of a node")
+        seconds = f"max({seconds}, reading_s)"
+    sheet.line("node_hours", f"{seconds} / working_share / 3600", "h")
     nodes = sheet.line("nodes", "ceil(node_hours / within_hours)", "nodes")
     return nodes, sheet.line("hours", "node_hours / nodes", "h")
 
