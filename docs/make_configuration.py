@@ -40,6 +40,12 @@ SECTIONS = [
     ),
     ("The demo", "`raydr demo key=value ...`", "", "raydr.verbs.demo:DemoConfig"),
     (
+        "A plan",
+        "The config of `raydr plan`; [Scaling](scaling.md) has examples.",
+        "",
+        "raydr.planning.config:PlanConfig",
+    ),
+    (
         "Serving",
         "`args` of `raydr.serve.app:build_app` in a Serve config file such as `serve_configs/local.yaml`.",
         "args.",

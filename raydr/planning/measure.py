@@ -112,6 +112,7 @@ def _building(points: np.ndarray) -> dict[str, float]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from raydr.artifacts import file_sha256
     from raydr.index.build import ShardPlan, build_shard
     from raydr.index.embedded import EmbeddedCorpus
     from raydr.index.vectors import Vectors, create
@@ -133,9 +134,14 @@ def _building(points: np.ndarray) -> dict[str, float]:
             build_shard(plan, 1)
 
         seconds = _timed(build, repeats=3).median_s
+        checksum = _timed(lambda: file_sha256(folder / "shard0" / "vectors.faiss"), repeats=3).median_s
         ratio = (folder / "embeddings.parquet").stat().st_size / (points.nbytes + (8 + len(ids[-1])) * len(ids))
         written = sum(file.stat().st_size for file in (folder / "shard0").iterdir())
-    return {"index_io_bytes_per_s": (points.nbytes + written) / seconds, "embedding_file_ratio": ratio}
+    return {
+        "index_io_bytes_per_s": (points.nbytes + written) / seconds,
+        "checksum_bytes_per_s": points.nbytes / checksum,
+        "embedding_file_ratio": ratio,
+    }
 
 
 def _scans(points: np.ndarray, queries: np.ndarray, cores: int) -> dict[str, float]:

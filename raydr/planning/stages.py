@@ -80,12 +80,14 @@ def plan_embedding(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePl
     node = config.gpu_node or config.node
     # A processor's rate was measured with tokenising in it; before a GPU, the node's processors may be too slow.
     at_least = "tokens / (cores * tokenize_per_s)" if isinstance(node, GpuNodeShape) else ""
-    nodes, hours = _batch_nodes(sheet, node, "cpu_embed_flops", "gpu_embed_share", at_least)
+    nodes, _ = _batch_nodes(sheet, node, "cpu_embed_flops", "gpu_embed_share", at_least)
     workers = node.gpus if isinstance(node, GpuNodeShape) else max(1, node.cores // 4)  # as raydr's pool takes them
     extra = max(0, 4 * (config.encoder.all_weights - MINILM_WEIGHTS - 30_522 * 384))
     sheet.let(workers=workers, extra_weights_bytes=extra)
     memory = sheet.line("memory_per_node", "workers * (embed_worker_bytes + extra_weights_bytes)", "bytes")
     disk = sheet.line("disk", "passages * (4 * dim + id_bytes + 8) * embedding_file_ratio", "bytes")
+    serial = sheet.line("checksum_h", "disk / checksum_bytes_per_s / 3600", "h in one process")
+    hours = sheet.line("hours", "node_hours / nodes + checksum_h", "h")
     files = sheet.line("files", "ceil(passages / passages_per_block)", "files")
     # stages/embed.py counts every position in one array, beside the column it reads them from.
     driver = sheet.line("driver_memory", "passages * 16", "bytes")
@@ -97,6 +99,10 @@ def plan_embedding(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePl
         warnings.append(
             f"the driver checks that every passage was embedded in {readable(driver, 'bytes')} of its own memory, more "
             "than a node has: embed the corpus in parts (a run for each), or give the driver a larger node"
+        )
+    if _over(serial, config.within_hours):
+        warnings.append(
+            f"the driver reads every file once more for its checksum: {readable(serial, 'h')} in one process"
         )
     if _over(files, 1e6):
         warnings.append(f"{readable(files)} files: raise embed.passages_per_block (plan with passages_per_block=...)")
@@ -131,8 +137,9 @@ def plan_index(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
     sheet.line("core_h", "(io_s + add_s + train_s) / 3600", "core-h")
     sheet.let(cores=node.cores)
     nodes = sheet.line("nodes", "min(num_shards, ceil(core_h / working_share / cores / within_hours))", "nodes")
-    sheet.let(serial_h=serial)
-    hours = sheet.line("hours", "core_h / working_share / (nodes * cores) + serial_h", "h")
+    checksum = sheet.line("checksum_h", "disk / checksum_bytes_per_s / 3600", "h in one process")
+    alone = "sample_h + checksum_h" if parts.needs_training else "checksum_h"
+    hours = sheet.line("hours", f"core_h / working_share / (nodes * cores) + {alone}", "h")
     sheet.line("shards_at_once", "min(cores, ceil(num_shards / nodes))", "shards")
     shard = "rows_per_shard * (4 * dim + row_bytes + id_bytes + 8) + fixed_bytes"
     sheet.line("reading_ahead", "min(4 * rows_per_shard * 4 * dim, shard_read_bytes)", "bytes a shard")
@@ -148,6 +155,8 @@ def plan_index(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
         warnings.append(f"{readable(num_shards)} shards, all of them in one manifest: raise index.shard_bytes")
     if _over(serial, config.within_hours):
         warnings.append(f"one process reads every embedding to draw its training sample: {readable(serial, 'h')}")
+    if _over(checksum, config.within_hours):
+        warnings.append(f"the driver reads every file once more for its checksum: {readable(checksum, 'h')}")
     if index.bm25 is not None:
         warnings += _words(config, figures)
     if parts.coding == "pq" or parts.num_lists:
@@ -298,7 +307,7 @@ def _batch_nodes(sheet: Sheet, node: NodeShape, cpu: str, gpu: str, at_least: st
         seconds = f"max({seconds}, reading_s)"
     sheet.line("node_hours", f"{seconds} / working_share / 3600", "h")
     nodes = sheet.line("nodes", "ceil(node_hours / within_hours)", "nodes")
-    return nodes, sheet.line("hours", "node_hours / nodes", "h")
+    return nodes, sheet.line("work_hours", "node_hours / nodes", "h")
 
 
 def _batch(
@@ -310,10 +319,18 @@ def _batch(
 
 def billed(stage: StagePlan, node: NodeShape) -> StagePlan:
     """The stage with its core-hours, GPU-hours and cost."""
+    room = None if stage.nodes is None else stage.nodes * node.disk_gib * GIB
+    warnings = list(stage.warnings)
+    if stage.disk_bytes is not None and room is not None and stage.disk_bytes > room:
+        warnings.append(
+            f"{readable(stage.disk_bytes, 'bytes')} of disk, and its nodes have {readable(room, 'bytes')} together: shared "
+            "storage of that size is needed, which every node sees under one path"
+        )
     paid = None if stage.nodes is None or stage.hours is None else stage.nodes * stage.hours
     gpu = isinstance(node, GpuNodeShape)
     return replace(
         stage,
+        warnings=warnings,
         core_hours=None if paid is None or gpu else paid * node.cores,
         gpu_hours=(None if paid is None else paid * node.gpus) if isinstance(node, GpuNodeShape) else 0.0,
         cost=None if paid is None or node.price_per_hour is None else paid * node.price_per_hour,

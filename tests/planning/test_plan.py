@@ -33,6 +33,7 @@ ROUND = {
     "embed_worker_bytes": 1e9,
     "embedding_file_ratio": 1,
     "shard_read_bytes": 1e8,
+    "checksum_bytes_per_s": 1e9,
 }
 """Figures that can be reckoned with by hand."""
 
@@ -100,15 +101,17 @@ def test_embedding_by_hand():
     # where half the time is lost, 112 nodes.
     assert found["tokens"] == 1e11 and found["flops_per_token"] == 2e8 + 400
     assert found["node_hours"] == pytest.approx(2e19 / 1e12 / 0.5 / 3600, rel=1e-5)
-    assert stage.nodes == 112 and stage.hours == pytest.approx(11111.1 / 112, rel=1e-4)
-    assert stage.core_hours == pytest.approx(111_111, rel=1e-4) and stage.cost == pytest.approx(22_222, rel=1e-4)
+    # 420 GB are then read once more by one process, 420 s, while the nodes wait.
+    assert stage.nodes == 112 and stage.hours == pytest.approx(11111.1 / 112 + 420 / 3600, rel=1e-4)
+    assert stage.core_hours == pytest.approx(111_111 + 1120 * 420 / 3600, rel=1e-4)
+    assert stage.cost == pytest.approx(stage.core_hours / 10 * 2)
     assert stage.disk_bytes == 1e9 * (400 + 12 + 8)
     assert stage.gpu_hours == 0
 
 
 def test_embedding_on_gpus_by_hand():
     given = ["corpus.passages=1e9", "corpus.tokens_per_passage=100", "encoder.parameters=1e8", "gpu_node.gpus=8",
-             "gpu_node.peak_flops=1e15", "working_share=1", "gpu_node.price_per_hour=10", "stages=[embed]"]  # fmt: skip
+             "gpu_node.peak_flops=1e15", "working_share=1", "units.checksum_bytes_per_s=1e15", "gpu_node.price_per_hour=10", "stages=[embed]"]  # fmt: skip
     unknown = planned(*given)["embed"]
     assert (unknown.nodes, unknown.gpu_hours, unknown.cost) == (None, None, None)
     known = planned(*given, "units.gpu_embed_share=0.25")["embed"]
@@ -127,7 +130,7 @@ def test_an_exact_index_by_hand():
     assert found["io_s"] == pytest.approx((1e9 + 1.5e9) / 1e8)
     # Two shards at a time, each with its embeddings, its index, its ids, and 0.1 GB read ahead.
     assert stage.memory_bytes == 2 * (250_000 * (1000 + 1000 + 16 + 8) + 1e8)
-    assert stage.nodes == 1 and stage.hours == pytest.approx(25 / 2 / 3600)
+    assert stage.nodes == 1 and stage.hours == pytest.approx((25 / 2 + 1.5) / 3600)
 
 
 def test_serving_by_hand():
@@ -220,6 +223,8 @@ def test_the_latency_planned_is_kept_or_a_warning_says_what_can_be_had(passages,
         ("index", ["corpus.passages=1e11", "index.factory=HNSW32", "index.num_shards=10"], ["32 bits"]),
         ("embed", ["corpus.passages=1e11"], ["driver", "embed the corpus in parts"]),
         ("embed", ["corpus.passages=1e11"], ["files", "embed.passages_per_block"]),
+        ("embed", ["corpus.passages=1e11"], ["checksum"]),
+        ("index", ["corpus.passages=1e11"], ["shared storage", "one path"]),
         ("search", ["corpus.passages=1e8", "search.p99_ms=50"], ["search.p99_ms", "cannot be had"]),
         ("search", ["corpus.passages=1e11"], ["every passage id"]),
         ("search", ["corpus.passages=1e6", "node.memory_gib=1"], ["node.memory_gib"]),
