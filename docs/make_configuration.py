@@ -13,7 +13,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -131,6 +131,8 @@ def _type(annotation: Any) -> str:
         return annotation
     if annotation is type(None):
         return "null"
+    if origin is Annotated:
+        return _type(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "mapping"
     if annotation is Path:

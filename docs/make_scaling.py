@@ -1,7 +1,7 @@
 """Runs every `raydr plan` command of docs/scaling.md and puts what it prints into the block behind it.
 
-Notable: a command is a `sh` block, its output the `text` block that follows, so the page cannot drift from the planner or
-from its figures. `--check` writes nothing and fails when the page is out of date.
+Notable: a command is a `sh` block, its output the `text` block that follows, so the page cannot drift from the planner
+or from its figures. `--check` writes nothing and fails when the page is out of date.
 
     python docs/make_scaling.py [--check]
 """

@@ -53,6 +53,7 @@ class Network(Config):
     """
 
     layers: int = Field(default=6, ge=1)
+    """Transformer layers."""
     hidden: int = Field(default=384, ge=1)
     """Width of a token's state."""
     feed_forward: int | None = Field(default=None, ge=1)
@@ -90,6 +91,7 @@ class SearchLoad(Config):
     k: int = Field(default=10, ge=1)
     """Hits of a query."""
     query_tokens: float = Field(default=12.0, gt=0)
+    """Tokens of a query, in the mean; of a training query too."""
     replicas: int = Field(default=1, ge=1)
     """Copies of every shard at least; two go on when a node is lost."""
     busy_share: float = Field(default=0.6, gt=0, lt=1)
@@ -124,11 +126,13 @@ class TrainingLoad(Config):
     queries: Count
     """Training queries."""
     epochs: float = Field(default=1.0, gt=0)
+    """Times that each is seen."""
     batch_size: int = Field(default=64, ge=1)
     """Queries in a step, of all workers together."""
     passages_per_query: int = Field(default=8, ge=1)
     """Passages encoded for each query: its positive and its negatives."""
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed splits among the workers: as in `train.zero_stage`."""
     network: Network | None = None
     """What is trained; null: the encoder."""
 
@@ -137,8 +141,11 @@ class NodeShape(Config):
     """A machine. The defaults are a shape to start from, not an offer of anybody's."""
 
     cores: int = Field(default=16, ge=1)
+    """Processor cores."""
     memory_gib: float = Field(default=64.0, gt=0)
+    """Memory, in GiB."""
     disk_gib: float = Field(default=1000.0, gt=0)
+    """Disk, in GiB."""
     price_per_hour: float | None = Field(default=None, ge=0)
     """In whatever currency; null: hours are planned, and no cost."""
 
@@ -147,19 +154,24 @@ class GpuNodeShape(NodeShape):
     """A machine with GPUs. The defaults are an H100 SXM's, of NVIDIA's data sheet, as in benchmarks/training.py."""
 
     gpus: int = Field(default=1, ge=1)
+    """How many it has."""
     peak_flops: float = Field(default=989e12, gt=0)
     """Of one GPU in the precision that is used; bfloat16, dense."""
     gpu_memory_gib: float = Field(default=80.0, gt=0)
+    """Of one GPU, in GiB."""
 
 
 class PlanConfig(Config):
     """A plan."""
 
     corpus: CorpusShape
+    """What is embedded and searched."""
     encoder: EncoderShape = Field(default_factory=EncoderShape)
+    """What embeds it."""
     index: IndexConfig = Field(default_factory=IndexConfig)
     """As in a run's config: factory, num_shards or shard_bytes, train_sample, search.nprobe, ..."""
     search: SearchLoad = Field(default_factory=SearchLoad)
+    """The load while it is served."""
     rerank: RerankLoad | None = None
     """null: nothing is reranked."""
     train: TrainingLoad | None = None

@@ -29,7 +29,7 @@ from raydr.version import __version__
 
 DIM = 384
 ROWS = 50_000
-SCANNED_ROWS = 200_000
+SCANNED_ROWS = 100_000
 LISTS, NPROBE = 256, 48
 _TRAINED_ROWS = 39 * LISTS
 """As few as FAISS takes without complaint: training is not timed."""
@@ -51,15 +51,15 @@ def measure(*, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     say("the word side")
     found |= _words()
     points = draw(SCANNED_ROWS, seed=1)
-    queries = draw(256, seed=2)
+    queries = draw(1000, seed=2)
     say("building a shard")
     found |= _building(points[:ROWS])
     say("exact and scalar-quantised scans")
     found |= _scans(points, queries, cores)
     say("inverted lists")
-    found |= _inverted(points[: 2 * ROWS], queries, cores)
+    found |= _inverted(points, queries[:256], cores)
     say("HNSW")
-    found |= _graph(points[:ROWS], queries, cores)
+    found |= _graph(points[:ROWS], queries[:256], cores)
     source = f"raydr plan --measure, raydr {__version__}, {cores} cores of {_processor()}"
     return {name: {"value": float(f"{value:.3g}"), "source": source} for name, value in found.items()}
 

@@ -323,8 +323,8 @@ def billed(stage: StagePlan, node: NodeShape) -> StagePlan:
     warnings = list(stage.warnings)
     if stage.disk_bytes is not None and room is not None and stage.disk_bytes > room:
         warnings.append(
-            f"{readable(stage.disk_bytes, 'bytes')} of disk, and its nodes have {readable(room, 'bytes')} together: shared "
-            "storage of that size is needed, which every node sees under one path"
+            f"{readable(stage.disk_bytes, 'bytes')} of disk, and its nodes have {readable(room, 'bytes')} together: "
+            "shared storage of that size is needed, which every node sees under one path"
         )
     paid = None if stage.nodes is None or stage.hours is None else stage.nodes * stage.hours
     gpu = isinstance(node, GpuNodeShape)

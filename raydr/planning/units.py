@@ -35,7 +35,9 @@ class Given(Config):
     """A figure of the user's own: a number, or a number with where it comes from."""
 
     value: float = Field(gt=0)
+    """In the figure's unit."""
     source: str = "given"
+    """Where it comes from."""
 
     @model_validator(mode="before")
     @classmethod

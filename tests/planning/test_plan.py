@@ -111,7 +111,8 @@ def test_embedding_by_hand():
 
 def test_embedding_on_gpus_by_hand():
     given = ["corpus.passages=1e9", "corpus.tokens_per_passage=100", "encoder.parameters=1e8", "gpu_node.gpus=8",
-             "gpu_node.peak_flops=1e15", "working_share=1", "units.checksum_bytes_per_s=1e15", "gpu_node.price_per_hour=10", "stages=[embed]"]  # fmt: skip
+             "gpu_node.peak_flops=1e15", "working_share=1", "units.checksum_bytes_per_s=1e15",
+             "gpu_node.price_per_hour=10", "stages=[embed]"]  # fmt: skip
     unknown = planned(*given)["embed"]
     assert (unknown.nodes, unknown.gpu_hours, unknown.cost) == (None, None, None)
     known = planned(*given, "units.gpu_embed_share=0.25")["embed"]
