@@ -27,6 +27,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -207,6 +208,7 @@ def texts(options: argparse.Namespace, folder: Path) -> list[list[Any]]:
             [name, "embeddings on disk", "MiB", planned["disk"] / 2**20, [r["bytes"] / 2**20 for r in runs["embed"]]],
         ]
         rows += index_rows(name, lines, runs["index"], options.threads) + search_rows(name, lines, runs["search"])
+        shutil.rmtree(here)
     return rows
 
 
@@ -222,6 +224,7 @@ def vectors(options: argparse.Namespace, folder: Path) -> list[list[Any]]:
                 index = here / f"{factory.replace(',', '_')}-run-{number}"
                 runs["index"].append(run(here, "index", out=str(index), factory=factory))
                 runs["search"].append(run(here, "search", index=str(index)))
+                shutil.rmtree(index)
             lines, name = predicted(options, corpus, factory), f"{size:,} vectors, {factory}"
             rows += index_rows(name, lines, runs["index"], options.threads) + search_rows(name, lines, runs["search"])
     return rows

@@ -26,7 +26,7 @@ from raydr.planning.stages import (
     billed,
     shards,
     values,
-)  # fmt: skip
+)
 from raydr.planning.structure import Structure, structure
 from raydr.planning.units import Figure
 
@@ -49,7 +49,6 @@ def plan_search(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
         | {"weights": config.encoder.weights, "cores": node.cores}
         | {"node_bytes": node.memory_gib * GIB, "memory_share": config.memory_share}
         | {"nprobe": config.index.search.nprobe or 1, "ef_search": config.index.search.ef_search or 16}
-        | {"rescore": config.index.search.rescore_factor or 1}
     )
     num_shards = shards(sheet, config) or 1
     sheet.line("row_bytes", "code_bytes + link_bytes + refine_bytes", "bytes")
@@ -163,8 +162,9 @@ def _doubts(config: PlanConfig, parts: Structure, sheet: Sheet, deployments: int
             f"{deployments} Shard deployments: raydr asks all of them from one Ingress, with no level in between, and "
             "no more than two have been measured"
         )
-    ingest = sheet["passages"] or 0.0
-    if ingest * ((sheet["id_bytes"] or 0) + 8) > config.memory_share * config.node.memory_gib * GIB:
+    if parts.refine_bytes:
+        found.append("reading the candidates' exact embeddings is not counted in the latency; it has not been measured")
+    if config.corpus.passages * (config.corpus.id_bytes + 8) > config.memory_share * config.node.memory_gib * GIB:
         found.append(
             "raydr search of a whole query set keeps every passage id in its own process, more than a node has; the "
             "served index keeps a shard's ids with the shard"

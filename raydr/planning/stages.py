@@ -139,6 +139,9 @@ def plan_index(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
     nodes = sheet.line("nodes", "min(num_shards, ceil(core_h / working_share / cores / within_hours))", "nodes")
     checksum = sheet.line("checksum_h", "disk / checksum_bytes_per_s / 3600", "h in one process")
     alone = "sample_h + checksum_h" if parts.needs_training else "checksum_h"
+    words: list[str] = []
+    if index.bm25 is not None:
+        words, alone = _words(sheet, config), f"{alone} + bm25_h"
     hours = sheet.line("hours", f"core_h / working_share / (nodes * cores) + {alone}", "h")
     sheet.line("shards_at_once", "min(cores, ceil(num_shards / nodes))", "shards")
     shard = "rows_per_shard * (4 * dim + row_bytes + id_bytes + 8) + fixed_bytes"
@@ -157,8 +160,7 @@ def plan_index(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
         warnings.append(f"one process reads every embedding to draw its training sample: {readable(serial, 'h')}")
     if _over(checksum, config.within_hours):
         warnings.append(f"the driver reads every file once more for its checksum: {readable(checksum, 'h')}")
-    if index.bm25 is not None:
-        warnings += _words(config, figures)
+    warnings += words
     if parts.coding == "pq" or parts.num_lists:
         warnings.append(
             "recall is not planned: raydr index measures it and writes it in the manifest; try a sample first"
@@ -194,11 +196,10 @@ def _lists(sheet: Sheet, num_lists: int) -> list[str]:
     return found
 
 
-def _words(config: PlanConfig, figures: Mapping[str, Figure]) -> list[str]:
-    """The word side is one structure in one process, whatever the number of shards."""
-    sheet = Sheet(values(config, figures))
-    texts = sheet.line("texts", "passages * text_bytes", "bytes")
-    hours = sheet.line("hours", "texts / bm25_build_bytes_per_s / 3600", "h")
+def _words(sheet: Sheet, config: PlanConfig) -> list[str]:
+    """The word side is one structure, built in one process, whatever the number of shards; what is wrong with that."""
+    texts = sheet.line("bm25_texts", "passages * text_bytes", "bytes")
+    hours = sheet.line("bm25_h", "bm25_texts / bm25_build_bytes_per_s / 3600", "h in one process")
     if not (_over(hours, config.within_hours) or _over(texts, config.memory_share * config.node.memory_gib * GIB / 4)):
         return []
     return [

@@ -124,7 +124,7 @@ def test_embedding_on_gpus_by_hand():
 
 def test_an_exact_index_by_hand():
     plan = planned("corpus.passages=1e6", "corpus.text_bytes=476", "corpus.id_bytes=16", "index.num_shards=4",
-                   "node.cores=2", "working_share=1", "encoder.dim=250")  # fmt: skip
+                   "node.cores=2", "working_share=1", "encoder.dim=250", "index.bm25=null")  # fmt: skip
     found, stage = lines(plan, "index"), plan["index"]
     assert (found["num_shards"], found["rows_per_shard"], found["row_bytes"]) == (4, 250_000, 1000)
     assert stage.disk_bytes == 1e6 * (1000 + 476 + 16 + 8)
@@ -132,6 +132,13 @@ def test_an_exact_index_by_hand():
     # Two shards at a time, each with its embeddings, its index, its ids, and 0.1 GB read ahead.
     assert stage.memory_bytes == 2 * (250_000 * (1000 + 1000 + 16 + 8) + 1e8)
     assert stage.nodes == 1 and stage.hours == pytest.approx((25 / 2 + 1.5) / 3600)
+
+
+def test_the_word_side_is_built_by_one_process_while_the_others_wait():
+    given = ["corpus.passages=1e6", "corpus.text_bytes=720", "units.bm25_build_bytes_per_s=1e5", "node.cores=2"]
+    without, with_words = planned(*given, "index.bm25=null")["index"], planned(*given)["index"]
+    assert with_words.hours == pytest.approx(without.hours + 2)
+    assert with_words.core_hours == pytest.approx(without.core_hours + 4)
 
 
 def test_serving_by_hand():
