@@ -131,8 +131,13 @@ def plan_index(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
     serial: Number = 0.0
     if parts.needs_training:
         # One process reads all embeddings for its sample, then trains: ten rounds of k-means over 256 points a list.
+        terms = []
         if parts.num_lists:
-            sheet.line("train_s", "10 * min(train_sample, 256 * lists) * 2 * lists * coded_dim / gemm_flops", "core-s")
+            terms.append("10 * min(train_sample, 256 * lists) * 2 * lists * coded_dim / gemm_flops")
+        if parts.coding == "pq":  # 25 rounds over 256 points a centroid, for every piece
+            terms.append("25 * min(train_sample, 65536) * 256 * code_bytes / pq_train_distances_per_s")
+        if terms:
+            sheet.line("train_s", " + ".join(terms), "core-s")
         serial = sheet.line("sample_h", "passages * 4 * dim / index_io_bytes_per_s / 3600", "h in one process")
     sheet.line("core_h", "(io_s + add_s + train_s) / 3600", "core-h")
     sheet.let(cores=node.cores)

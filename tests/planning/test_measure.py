@@ -1,6 +1,6 @@
 """Measuring this machine: figures that the planner knows, of the right size; printed, they are a config.
 
-The whole measurement takes a minute; here are its quick parts, on few vectors.
+The whole measurement takes a minute or two; here are its quick parts, on few vectors.
 """
 
 from __future__ import annotations
