@@ -13,7 +13,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -39,6 +39,12 @@ SECTIONS = [
         "raydr.encoders.text:TextEncoderConfig",
     ),
     ("The demo", "`raydr demo key=value ...`", "", "raydr.verbs.demo:DemoConfig"),
+    (
+        "A plan",
+        "The config of `raydr plan`; [Scaling](scaling.md) has examples.",
+        "",
+        "raydr.planning.config:PlanConfig",
+    ),
     (
         "Serving",
         "`args` of `raydr.serve.app:build_app` in a Serve config file such as `serve_configs/local.yaml`.",
@@ -125,6 +131,8 @@ def _type(annotation: Any) -> str:
         return annotation
     if annotation is type(None):
         return "null"
+    if origin is Annotated:
+        return _type(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "mapping"
     if annotation is Path:

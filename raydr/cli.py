@@ -55,6 +55,25 @@ key=value sets any field of the config by its dotted name; the value is read as 
 `--dry-run` prints the resolved config; docs/configuration.md lists every field.
 """
 
+_PLAN_EPILOG = """\
+what a plan is made of, each a field with its meaning in docs/configuration.md:
+  corpus.passages (required), corpus.tokens_per_passage   index.factory, index.shard_bytes, index.search.nprobe
+  encoder.layers, encoder.hidden, encoder.dim             search.qps, search.p99_ms, search.replicas
+  node.cores, node.memory_gib, node.price_per_hour        gpu_node.gpus, gpu_node.peak_flops, gpu_node.price_per_hour
+  rerank.network.layers, rerank.kind, rerank.depth        train.queries, train.batch_size
+
+examples:
+  raydr plan corpus.passages=1e7 search.qps=50                             on nodes of 16 cores, with MiniLM, exactly
+  raydr plan corpus.passages=1e7 index.factory=HNSW32 node.price_per_hour=0.8
+  raydr plan corpus.passages=1e9 index.factory=IVF4096,PQ48 index.search.nprobe=16 --brief
+  raydr plan corpus.passages=1e9 gpu_node.gpus=8 units.gpu_embed_share=0.3  a GPU's share of its peak is yours to give
+  raydr plan --measure > here.yaml && raydr plan here.yaml corpus.passages=1e7      with this machine's own figures
+
+Every figure comes with its formula and with the command, commit and hardware that measured what it rests on. What
+nobody has measured is a question mark; a cost appears where a node has a price. docs/scaling.md works through three
+sizes.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
@@ -100,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_update(commands)
     _add_data(commands)
     _add_reproductions(commands)
+    _add_plan(commands)
     _add_doctor(commands)
     return parser
 
@@ -218,6 +238,22 @@ def _add_reproductions(commands: Any) -> None:
     _command(actions, "render", _run_reproductions_render, "write docs/reproductions.md from the rows")
 
 
+def _add_plan(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        _run_plan,
+        "say what a corpus, an index, a load and models need in nodes, memory, hours and money",
+        _PLAN_EPILOG,
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config; left out: the defaults")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set a field of the plan")
+    parser.add_argument("--brief", action="store_true", help="only the table and what to mind, without the formulas")
+    parser.add_argument("--measure", action="store_true", help="measure this machine's figures and print them as YAML")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--output", choices=["text", "json"], default="text", help="form of the result on stdout")
+
+
 def _add_doctor(commands: Any) -> None:
     parser = _command(commands, "doctor", _run_doctor, "check this machine and say what is missing")
     parser.add_argument("--ray", action="store_true", help="also start a small Ray cluster and run a task on it")
@@ -228,14 +264,9 @@ def _run_verb(arguments: argparse.Namespace) -> int:
     from raydr.config import load
     from raydr.verbs.config import RunConfig
 
-    path, overrides = arguments.config, arguments.overrides
-    if "=" in path and not Path(path).is_file():  # no config: the defaults, and what is given here
-        path, overrides = None, [path, *overrides]
-    config = load(RunConfig, path, overrides)
+    config = load(RunConfig, *_config_and_overrides(arguments))
     if arguments.dry_run:
-        import yaml
-
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+        print(_as_yaml(config.model_dump(mode="json")), end="")
         return 0
     _warn_of_paths_inside_a_job(config.out)
     artifact = _verb_function(arguments.verb)(config)
@@ -246,6 +277,20 @@ def _run_verb(arguments: argparse.Namespace) -> int:
     else:
         print(artifact.path)
     return 0
+
+
+def _config_and_overrides(arguments: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The config file, None where the first word is an override already: the defaults, and what is given."""
+    path, overrides = arguments.config, arguments.overrides
+    if path is not None and "=" in path and not Path(path).is_file():
+        return None, [path, *overrides]
+    return path, overrides
+
+
+def _as_yaml(content: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def _verb_function(verb: str) -> Any:
@@ -395,6 +440,30 @@ def _run_reproductions_render(_: argparse.Namespace) -> int:
     from raydr.evaluation.reproductions import read_rows, write_page
 
     write_page(read_rows())
+    return 0
+
+
+def _run_plan(arguments: argparse.Namespace) -> int:
+    from raydr.config import load
+    from raydr.planning.config import PlanConfig
+    from raydr.planning.plan import as_json, as_text, make_plan
+
+    if arguments.measure:
+        if arguments.config or arguments.overrides:
+            raise ConfigError(
+                "--measure takes no config: raydr plan --measure > here.yaml, then raydr plan here.yaml ..."
+            )
+        from raydr.planning.measure import measure
+
+        units = measure(say=lambda what: print(f"measuring: {what}", file=sys.stderr))
+        print(_as_yaml({"units": units}) if arguments.output == "text" else json.dumps({"units": units}, indent=2))
+        return 0
+    config = load(PlanConfig, *_config_and_overrides(arguments))
+    if arguments.dry_run:
+        print(_as_yaml(config.model_dump(mode="json")), end="")
+        return 0
+    plan = make_plan(config)
+    print(as_json(plan) if arguments.output == "json" else as_text(plan, brief=arguments.brief))
     return 0
 
 

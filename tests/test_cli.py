@@ -42,6 +42,7 @@ SURFACE = {
     "reproductions run": {"ids", "--data", "--out"},
     "reproductions check": set(),
     "reproductions render": set(),
+    "plan": {"config", "overrides", "--brief", "--measure", "--dry-run", "--output"},
     "doctor": {"--ray", "--output"},
 }
 

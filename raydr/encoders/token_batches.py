@@ -132,13 +132,16 @@ def plan(lengths: Int64[np.ndarray, " text"], batch_tokens: int) -> list[Int64[n
 
 
 def collate(
-    token_ids: Sequence[Sequence[int]], pad_id: int
+    token_ids: Sequence[Sequence[int]], pad_id: int, *, multiple_of: int = 1
 ) -> tuple[Int64[np.ndarray, "text token"], Int64[np.ndarray, "text token"] | None]:
-    """Token ids padded on the right, and their attention mask (None where nothing is padded)."""
+    """Token ids padded on the right to a width that is a multiple of `multiple_of`, and their attention mask (None
+    where nothing is padded).
+    """
     lengths = np.array([len(ids) for ids in token_ids])
-    if lengths.min() == lengths.max():
+    width = -(-lengths.max() // multiple_of) * multiple_of
+    if lengths.min() == width:
         return np.array(token_ids, dtype=np.int64), None
-    mask = np.arange(lengths.max()) < lengths[:, None]
+    mask = np.arange(width) < lengths[:, None]
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids])
     return input_ids, mask.astype(np.int64)

@@ -84,8 +84,12 @@ def stream(
     worker_rank: int,
     num_workers: int,
     on_ray: bool = True,
+    multiple_of: int = 1,
 ) -> Iterator[TrainBatch]:
-    """One worker's share of the batches `first` to `last` (exclusive), tokenised by a Ray Data actor of its own."""
+    """One worker's share of the batches `first` to `last` (exclusive), tokenised by a Ray Data actor of its own.
+
+    Texts are padded to a multiple of `multiple_of` tokens.
+    """
     batches = islice(iter(sampler), first, last)
     path = examples.artifact.path.resolve()
     while True:
@@ -95,7 +99,7 @@ def stream(
             return
         rows = _on_ray(own, tokenizer, path) if on_ray else (tokenized(groups, tokenizer, path) for groups in own)
         for row in rows:
-            yield to_batch(row, tokenizer.pad_id)
+            yield to_batch(row, tokenizer.pad_id, multiple_of=multiple_of)
 
 
 def _on_ray(batches: list[list[Group]], tokenizer: GroupTokenizer, path: Path) -> Iterator[dict[str, Any]]:
@@ -195,8 +199,8 @@ def tokenized(groups: list[Group], tokenizer: GroupTokenizer, path: Path) -> dic
     }
 
 
-def to_batch(row: dict[str, Any], pad_id: int) -> TrainBatch:
-    """Tensors of a tokenised batch, on the CPU."""
+def to_batch(row: dict[str, Any], pad_id: int, *, multiple_of: int = 1) -> TrainBatch:
+    """Tensors of a tokenised batch, on the CPU; `multiple_of` as in `pad`."""
     import torch
 
     from raydr.train.objective import Labels, TrainBatch
@@ -212,16 +216,19 @@ def to_batch(row: dict[str, Any], pad_id: int) -> TrainBatch:
         teacher_scores=tensor("teacher_scores", torch.float32),
         clusters=tensor("clusters", torch.int64),
     )
-    texts = {name: None if row[name] is None else pad(row[name], pad_id) for name in ("queries", "passages", "pairs")}
+    texts = {
+        name: None if row[name] is None else pad(row[name], pad_id, multiple_of=multiple_of)
+        for name in ("queries", "passages", "pairs")
+    }
     return TrainBatch(labels=labels, names=row["names"], **texts)
 
 
-def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> Any:
-    """Token ids as `Tokens`, padded on the right to the longest text."""
+def pad(token_ids: Sequence[Sequence[int]], pad_id: int, *, multiple_of: int = 1) -> Any:
+    """Token ids as `Tokens`, padded on the right to the longest text, and on to a multiple of `multiple_of` tokens."""
     import torch
 
     from raydr.encoders.token_batches import collate
     from raydr.train.objective import Tokens
 
-    ids, mask = collate(token_ids, pad_id)
+    ids, mask = collate(token_ids, pad_id, multiple_of=multiple_of)
     return Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask))

@@ -30,6 +30,9 @@ BEST = "best"
 LAST = "last"
 REFUSED = ".refused"
 """Why a worker gave up for good: what is wrong with the config or the data is no better on a second try."""
+_WIDTHS_IN_BFLOAT16 = 8
+"""Texts of a batch are padded to a multiple of it: on a CPU every new width leaves memory behind in bfloat16, gigabytes
+after a few hundred batches of all widths, and a GPU's tensor cores work in eights."""
 _COLLECTED_EVERY_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 """Ray Train's setting of how often it collects reports, one from each worker; a worker that has another one waits."""
 
@@ -136,6 +139,7 @@ class _Training:
             last=self.config.max_steps * self.config.accumulation_steps,
             worker_rank=self.worker_rank,
             num_workers=self.num_workers,
+            multiple_of=_WIDTHS_IN_BFLOAT16 if self.config.precision == "bfloat16" else 1,
         )
         self.engine.train()
         started, tokens, seen = time.perf_counter(), 0, 0

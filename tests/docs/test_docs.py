@@ -110,5 +110,12 @@ def test_the_configuration_page_is_what_the_schemas_say():
     assert run.returncode == 0, run.stderr
 
 
+def test_the_plans_are_what_the_planner_says():
+    page = runpy.run_path(str(ROOT / "docs" / "make_scaling.py"))
+    text = page["PAGE"].read_text(encoding="utf-8")
+    assert text.count("```sh\nraydr plan") == text.count("```text\n") == len(page["_BLOCKS"].findall(text))
+    assert page["refreshed"](text) == text, "run python docs/make_scaling.py"
+
+
 def test_every_field_says_what_it_means():
     assert runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["fields_without_meaning"]() == []

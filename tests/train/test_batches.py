@@ -19,12 +19,11 @@ def examples(tmp_path_factory):
 TOKENIZER = BatchTokenizer(TextEncoderConfig(max_passage_tokens=16, query_prompt="query: "))
 
 
-def batches(examples, *, first=0, last=6, rank=0, workers=1, on_ray=False):
+def batches(examples, *, first=0, last=6, rank=0, workers=1, **options):
     sampler = RandomBatches(examples, batch_size=4, num_negatives=2, seed=0)
+    options = {"on_ray": False, **options}
     return list(
-        stream(
-            sampler, TOKENIZER, examples, first=first, last=last, worker_rank=rank, num_workers=workers, on_ray=on_ray
-        )
+        stream(sampler, TOKENIZER, examples, first=first, last=last, worker_rank=rank, num_workers=workers, **options)
     )
 
 
@@ -53,6 +52,16 @@ def test_a_batch_holds_the_texts_of_its_groups(examples):
                 int(r) for r, is_positive in zip(batch.labels.passage_rows, batch.labels.positives[row]) if is_positive
             }
             assert marked == relevant & set(batch.labels.passage_rows.tolist())
+
+
+def test_widths_can_be_rounded_up_and_the_texts_stay(examples):
+    for plain, rounded in zip(batches(examples), batches(examples, multiple_of=8), strict=True):
+        for name in ("queries", "passages"):
+            own, wide = getattr(plain, name), getattr(rounded, name)
+            assert wide.ids.shape[1] == -(-own.ids.shape[1] // 8) * 8
+            assert torch.equal(wide.lengths, own.lengths)
+            assert torch.equal(wide.ids[:, : own.ids.shape[1]], own.ids)
+            assert not (wide.mask is None and wide.ids.shape[1] > own.ids.shape[1])
 
 
 def test_workers_share_a_batch_and_nobody_is_fed_twice(examples):
