@@ -18,33 +18,33 @@ dashboard=$((port + 1))
 export RAY_AUTH_MODE=token  # one token for nodes and clients, in ~/.ray/auth_token
 unset RAY_ADDRESS           # where a head is asked for, Ray refuses to be told of another one
 
-# Each node has its own folder: in one for all, nodes unpack a job's files over one another, and a job now and then
-# misses a module.
-start() {
+# Starts a node and waits until it has joined. Ray gives it half a minute, so on a busy machine it has three tries. Each
+# node has its own folder: in one for all, they unpack a job's files over one another, and a job misses a module.
+node() {
   name=$1
   shift
-  setsid ray start --block --disable-usage-stats --temp-dir="$folder/$name" --object-store-memory=500000000 "$@" \
-    >"$folder/$name.log" 2>&1 </dev/null &
-  echo $! >"$folder/$name.pid"
-}
-
-# Until the node has joined, as long as it lives.
-wait_for() {
-  until grep -qs "Ray runtime started" "$folder/$1.log"; do
-    kill -0 "$(cat "$folder/$1.pid")" 2>/dev/null || { cat "$folder/$1.log" >&2; exit 1; }
-    sleep 0.2
+  for try in 1 2 3; do
+    setsid ray start --block --disable-usage-stats --temp-dir="$folder/$name" --object-store-memory=500000000 "$@" \
+      >"$folder/$name.log" 2>&1 </dev/null &
+    pid=$!
+    echo $pid >"$folder/$name.pid"
+    while kill -0 $pid 2>/dev/null; do
+      if grep -qs "Ray runtime started" "$folder/$name.log"; then return; fi
+      sleep 0.2
+    done
+    pkill -KILL -s $pid || true  # what a node that gave up has left
   done
+  cat "$folder/$name.log" >&2
+  exit 1
 }
 
 up() {
   [ ! -e "$folder" ] || { echo "$folder is there already: sh cluster/local.sh down" >&2; exit 1; }
   mkdir -p "$folder"
   [ -e "$HOME/.ray/auth_token" ] || ray get-auth-token --generate >/dev/null
-  start head --head --port="$port" --dashboard-port="$dashboard" --num-cpus=0
-  wait_for head
-  for number in $(seq "$1"); do  # one after the other: all at once, a slow machine lets one give up
-    start "worker-$number" --address="127.0.0.1:$port" --num-cpus=2 --labels=raydr/group=cpu
-    wait_for "worker-$number"
+  node head --head --port="$port" --dashboard-port="$dashboard" --num-cpus=0
+  for number in $(seq "$1"); do
+    node "worker-$number" --address="127.0.0.1:$port" --num-cpus=2 --labels=raydr/group=cpu
   done
   echo "export RAY_AUTH_MODE=token RAY_ADDRESS=127.0.0.1:$port RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard"
 }
