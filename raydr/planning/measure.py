@@ -116,6 +116,7 @@ def _building(points: np.ndarray) -> dict[str, float]:
     from raydr.index.build import ShardPlan, build_shard
     from raydr.index.embedded import EmbeddedCorpus
     from raydr.index.vectors import Vectors, create
+    from raydr.stages.embed_on_ray import FILE_OPTIONS
 
     with tempfile.TemporaryDirectory(prefix="raydr-plan-") as scratch:
         folder = Path(scratch)
@@ -124,7 +125,8 @@ def _building(points: np.ndarray) -> dict[str, float]:
         passages = pa.table({**common, "title": ids, "text": ids})
         column = pa.FixedSizeListArray.from_arrays(pa.array(points.ravel()), DIM)
         pq.write_table(passages, folder / "passages.parquet")
-        pq.write_table(pa.table({**common, "embedding": column}), folder / "embeddings.parquet", row_group_size=2048)
+        embeddings = pa.table({**common, "embedding": column})
+        pq.write_table(embeddings, folder / "embeddings.parquet", row_group_size=2048, **FILE_OPTIONS)
         source = EmbeddedCorpus((folder / "passages.parquet",), (folder / "embeddings.parquet",), len(points), DIM)
         Vectors(create("Flat", DIM)).write(folder / "empty.faiss")
         places = iter(range(100))

@@ -98,7 +98,7 @@ def _embed_here(corpus: Corpus, embedder: Embedder, config: EmbedConfig, folder:
             for start in range(0, len(todo), config.passages_per_block):
                 block = embedder(todo.slice(start, config.passages_per_block))
                 sink = pa.BufferOutputStream()
-                pq.write_table(block, sink)
+                pq.write_table(block, sink, **embed_on_ray.FILE_OPTIONS)
                 name = f"part-{block[POSITION][0].as_py():010d}.parquet"
                 write_durably(folder / name, sink.getvalue().to_pybytes())
                 progress.update(len(block))

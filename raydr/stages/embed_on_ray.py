@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from raydr.protocols import Stage
 
 CHECKPOINTS = ".ray_checkpoints"
+FILE_OPTIONS = {"use_dictionary": False}
+"""How embeddings are written in Parquet: a dictionary of numbers that never repeat takes a fifth more."""
 
 
 class _EmbedActor:
@@ -141,5 +143,6 @@ def embed_files(
     with ray.data.DataContext.current(context), shown:
         files = [str(file.resolve()) for file in corpus.passage_files]
         dataset = ray.data.read_parquet(files, columns=columns)
-        embed_stage(build_encoder, config, tally=tally)(dataset).write_parquet(str(folder.resolve()))
+        embedded_passages = embed_stage(build_encoder, config, tally=tally)(dataset)
+        embedded_passages.write_parquet(str(folder.resolve()), **FILE_OPTIONS)
     return ray.get(tally.work.remote())
