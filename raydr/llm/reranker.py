@@ -1,7 +1,9 @@
 """A reranker over a language model: asynchronous within, so that an engine sees the prompts of all callers together.
 
-class Mine(EngineReranker):
-async def rerank_async(self, query, hits, passages): ...       # await self.engine.next_token_logprobs(...)
+A subclass is what ranks a list:
+
+    class Mine(EngineReranker):
+        async def rerank_async(self, query, hits, passages): ...       # await self.engine.next_token_logprobs(...)
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The unit figures that a plan rests on, each with its unit and its source; `units.yaml` beside this file has them.
 
-figures = measured()
-figures["flat_scan_bytes_per_s"].value                 # of one core
-overridden(figures, {"gpu_embed_share": Given(value=0.3, source="a guess")})
+Notable: a figure that nobody has measured is there with the value None. For example:
+
+    figures = measured()
+    figures["flat_scan_bytes_per_s"].value                 # of one core
+    overridden(figures, {"gpu_embed_share": Given(value=0.3, source="a guess")})
 """
 
 from __future__ import annotations
