@@ -41,6 +41,7 @@ node() {
 up() {
   [ ! -e "$folder" ] || { echo "$folder is there already: sh cluster/local.sh down" >&2; exit 1; }
   mkdir -p "$folder"
+  touch "$folder/.made-by-raydr"
   [ -e "$HOME/.ray/auth_token" ] || ray get-auth-token --generate >/dev/null
   node head --head --port="$port" --dashboard-port="$dashboard" --num-cpus=0
   for number in $(seq "$1"); do
@@ -50,7 +51,10 @@ up() {
 }
 
 # A node is a session of processes, and ends as one: asked politely, Ray waits half a minute for actors that stay.
+# RAYDR_LOCAL may be a slip of the pen, so a folder that `up` did not make is not removed.
 down() {
+  [ -e "$folder" ] || return 0
+  [ -e "$folder/.made-by-raydr" ] || { echo "$folder holds no nodes of this script; it is left alone" >&2; exit 1; }
   for file in "$folder"/*.pid; do
     [ ! -e "$file" ] || pkill -KILL -s "$(cat "$file")" || true
   done

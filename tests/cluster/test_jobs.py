@@ -74,6 +74,14 @@ def nodes() -> Iterator[dict[str, str]]:
         shutil.rmtree(home)
 
 
+def test_no_folder_is_removed_that_was_not_made(tmp_path):
+    (tmp_path / "mine").write_text("stays", encoding="utf-8")
+    place = {**os.environ, "RAYDR_LOCAL": str(tmp_path)}
+    down = subprocess.run(["sh", str(HERE / "local.sh"), "down"], env=place, capture_output=True, text=True)
+    assert down.returncode == 1 and "left alone" in down.stderr
+    assert (tmp_path / "mine").exists()
+
+
 def output_of(job: subprocess.CompletedProcess[str]) -> str:
     assert job.returncode == 0, job.stdout[-4000:] + job.stderr[-4000:]
     return job.stdout
