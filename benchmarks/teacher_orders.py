@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="none: what all seeds share is made")
     parser.add_argument("--depth", type=int, default=20, help="hits that are reordered")
     parser.add_argument("--out", type=Path, default=Path("runs/teacher_orders"))
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="settings of the training")
@@ -132,6 +132,7 @@ def main() -> None:
     args = {"model": "minilm", "normalize": True, **lengths}
     colbert = Component(import_path="raydr.methods.colbert:ColBertRanker", args=args)
     runs["untrained ColBERT"] = reordered(colbert, "colbert", data, out, options.depth)
+    report(runs, out, options)
     for seed in options.seeds:
         for method in options.methods:
             learned = train(method, data, out, seed, options.overrides)
