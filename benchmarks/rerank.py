@@ -20,8 +20,8 @@ rank_llm: its FIRST path (installed in FOLDER, as benchmarks/peers/rank_llm_firs
     passages, with the same prompts and a model that answers (benchmarks/answering_lm.py); unfinished, not run to its
     end yet
 
-Before a time counts, FIRST's scores must equal a transformers forward pass to 1e-3 (bfloat16: 0.1) and order the window
-as it does.
+Before a time counts, FIRST's scores must equal a transformers forward pass to 1e-3 (bfloat16: 0.25) and order the
+window as it does, but for scores that lie nearer than that.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from raydr.llm.small import causal_from_encoder
 from raydr.methods.first import FirstReranker
 from raydr.types import Hit, Passage, Query
 
-ATOL = {"float32": 1e-3, "bfloat16": 0.1}
+ATOL = {"float32": 1e-3, "bfloat16": 0.25}
 SHAPES = {"qwen2.5-0.5b": (896, 4864, 24, 14, 2), "mistral-7b": (4096, 14336, 32, 32, 8)}
 """Hidden size, inner size, layers, heads, heads of keys and values."""
 PROMPT = PromptConfig(max_passage_words=100_000)

@@ -9,8 +9,6 @@ BM25's lists of dl21, other queries over another collection of passages, which n
 trains the same with the language-modelling loss alone. `untrained ColBERT` reorders the same hits by MiniLM's token
 embeddings, as a mark to reach. Judgements are those of the passages that the data holds, grades as they stand.
 
-Unfinished: not run to its end yet.
-
 A run that was stopped goes on, each finished method and seed staying. p: paired randomisation test against BM25's
 order, Holm-corrected over the rows of a table.
 """

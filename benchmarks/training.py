@@ -16,8 +16,8 @@ included, at its highest.
 layers: one linear layer of MiniLM in float32, forward and backward, by PyTorch's own and by raydr/train/linear.py
 gpu: the same in bfloat16 on one GPU, of MiniLM or of an untrained BERT of a published shape; memory is the GPU's, as
     nvidia-smi tells it. The share of the card's peak counts 6 operations per weight and token and attention's
-    products, padding not counted, against the H100's 989 TFLOP/s (bfloat16, dense). Unfinished: of its contenders raydr
-    alone has run so far.
+    products, padding not counted, against the H100's 989 TFLOP/s (bfloat16, dense). Unfinished: its
+    contenders have run once.
 """
 
 from __future__ import annotations
