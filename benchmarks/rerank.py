@@ -8,7 +8,7 @@
 
 MODEL is a causal language model with a tokenizer (`raydr train jobs/configs/first_small.yaml` leaves one in
 `OUT/train/model`); without it one is made of MiniLM, whose orders mean nothing and whose times are the same. `--shape`
-makes an untrained one of a published shape in the folder MODEL, with MiniLM's tokenizer; it needs a GPU. Passages are
+makes an untrained one of a published shape in the folder MODEL, with MiniLM's tokenizer. Passages are
 the collection's, joined and cut so that every one has as many tokens as asked for.
 
 windows: one window at a time, FIRST and generation with the same engine, prompt and passages; generation writes all its
@@ -411,7 +411,7 @@ def made_of_shape(folder: Path, shape: str) -> None:
         sliding_window=None,
     )
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         network: Any = MistralForCausalLM._from_config(config, dtype=torch.bfloat16)
     tokenizer: Any = AutoTokenizer.from_pretrained(locate("minilm"), local_files_only=True)
     tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
@@ -419,7 +419,8 @@ def made_of_shape(folder: Path, shape: str) -> None:
     tokenizer.save_pretrained(folder)
     network.save_pretrained(folder)
     del network
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main() -> None:

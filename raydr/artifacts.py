@@ -6,6 +6,10 @@ fingerprints) is there. Folders can be moved: names inside are relative, a manif
 its settings name lie as seen from its own, and a fingerprint knows these by what they are, not where. A folder that
 raydr did not make is never overwritten, and two processes cannot write one artifact at the same time.
 
+An artifact may lie in a bucket (raydr/storage.py). Opening it brings its manifest to this machine, and its files unless
+they are left for later (`bring`), each once and checked; writing it takes files there as steps put them under `path`,
+the manifest last. A file of an older state is removed here when a newer manifest comes.
+
     with write_artifact("runs/a/embed", kind="embeddings", config=config, inputs={"corpus": corpus}) as writer:
         (writer.path / "part-0.parquet").write_bytes(...)
         writer.counts["passages"] = 10
@@ -14,58 +18,36 @@ raydr did not make is never overwritten, and two processes cannot write one arti
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from raydr.config import Config
-from raydr.errors import ArtifactError
+from raydr.bucket import BRINGING, bring, bring_files, bring_manifest, clear, is_hidden, manifest_above, take_there
+from raydr.errors import ArtifactError, ConfigError
+from raydr.manifest import MANIFEST, FileRecord, Manifest, file_sha256, fsync, write_durably
+from raydr.storage import Bucket, bucket_of, leased, locked, place, url_of
 from raydr.version import __version__
 
-MANIFEST = "manifest.json"
+__all__ = [  # those of other modules, as the rest of raydr knows them
+    "MANIFEST",
+    "FileRecord",
+    "Manifest",
+    "bring",
+    "file_sha256",
+    "write_durably",
+]
+
 _IN_PROGRESS = ".in_progress"
-_CHUNK_BYTES = 1 << 20
-
-
-class FileRecord(Config):
-    """Size and SHA-256 of one data file."""
-
-    bytes: int
-    sha256: str
-
-
-class Manifest(Config):
-    """What a finished step says about itself."""
-
-    kind: str
-    """What the artifact is: corpus, embeddings, index, run, evaluation."""
-    fingerprint: str
-    """SHA-256 over kind, config and the inputs' fingerprints: equal fingerprints mean the same step."""
-    raydr_version: str
-    created_at: str
-    """UTC, ISO 8601."""
-    config: dict[str, Any]
-    """The resolved configuration of the step."""
-    inputs: dict[str, str]
-    """Name of each input artifact -> its fingerprint."""
-    counts: dict[str, int]
-    """How many passages, queries, shards ... the step handled."""
-    details: dict[str, Any]
-    """What the step wants its readers to know: encoder stamp, dimension, rates."""
-    files: dict[str, FileRecord]
-    """Relative name of each data file -> size and checksum."""
-    paths: dict[str, str] = Field(default_factory=dict)
-    """Each path in `config` or `details` that lies in an artifact -> the same, seen from this artifact's folder."""
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ class Artifact:
     def verify(self) -> None:
         """Compares every file with its checksum. Raises `ArtifactError` naming the first that differs."""
         for name, record in self.manifest.files.items():
-            file = self.path / name
+            file = bring(self.path / name)
             if not file.is_file():
                 raise ArtifactError(f"{file}: listed in {MANIFEST} but missing; make the artifact again")
             if file.stat().st_size != record.bytes or file_sha256(file) != record.sha256:
@@ -96,6 +78,8 @@ class ArtifactWriter:
     path: Path
     counts: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    records: dict[str, FileRecord] = field(default_factory=dict)
+    """Of files that others have put into the artifact's bucket and taken checksums of; what is missing here is read."""
 
 
 def fingerprint(kind: str, config: BaseModel | Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -106,29 +90,28 @@ def fingerprint(kind: str, config: BaseModel | Mapping[str, Any], inputs: Mappin
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def is_finished(path: str | Path, expected_fingerprint: str | None = None) -> bool:
     """Whether a finished artifact lies at `path` (and, where given, is the one with this fingerprint)."""
-    if not (Path(path) / MANIFEST).is_file():
+    path = place(path)
+    if (bucket := bucket_of(path)) is not None:
+        bring_manifest(bucket)
+    if not (path / MANIFEST).is_file():
         return False
-    return expected_fingerprint is None or open_artifact(path).fingerprint == expected_fingerprint
+    return expected_fingerprint is None or open_artifact(path, later=True).fingerprint == expected_fingerprint
 
 
-def open_artifact(path: str | Path, *, kind: str | None = None) -> Artifact:
+def open_artifact(path: str | Path, *, kind: str | None = None, later: bool = False) -> Artifact:
     """The finished artifact at `path`. Raises `ArtifactError` when there is none, or it is of another kind.
 
-    Sizes are checked here, which catches truncation for nothing; `Artifact.verify` also reads the checksums.
+    Sizes are checked here, which catches truncation for nothing; `Artifact.verify` also reads the checksums. `later`:
+    files that are in a bucket stay there; whoever reads one asks for it with `bring`.
     """
-    path = Path(path)
+    path = place(path)
+    bucket = bucket_of(path)
+    if bucket is not None:
+        bring_manifest(bucket)
     if not (path / MANIFEST).is_file():
-        unfinished = (path / _IN_PROGRESS).exists()
+        unfinished = (path / _IN_PROGRESS).exists() or (bucket is not None and bucket.read(_IN_PROGRESS) is not None)
         reason = "its step did not finish; run it again, it resumes" if unfinished else "no artifact here"
         raise ArtifactError(f"{path}: {reason} (no {MANIFEST})")
     try:
@@ -137,9 +120,14 @@ def open_artifact(path: str | Path, *, kind: str | None = None) -> Artifact:
         raise ArtifactError(f"{path / MANIFEST}: not a raydr manifest: {error}") from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path}: holds {manifest.kind!r}, but {kind!r} is needed here")
-    for name, record in manifest.files.items():
+    for name in manifest.files:
         _check_relative(path, name)
+    if bucket is not None and not later:
+        bring_files(bucket, manifest, manifest.files)
+    for name, record in manifest.files.items():
         file = path / name
+        if bucket is not None and later and not file.exists():
+            continue
         if not file.is_file() or file.stat().st_size != record.bytes:
             raise ArtifactError(f"{file}: missing or truncated; make the artifact again")
     return Artifact(path, _as_seen_from(path, manifest))
@@ -148,8 +136,12 @@ def open_artifact(path: str | Path, *, kind: str | None = None) -> Artifact:
 def artifact_of(path: str | Path) -> Artifact | None:
     """The finished artifact that `path` is or lies in; None where it is in none, or there is no such path."""
     try:
-        found = Path(path).resolve(strict=True)
-    except (OSError, ValueError):  # any text may be asked about, also one that no file could be called
+        found = place(path)
+        if bucket_of(found) is not None:
+            inside = manifest_above(found)
+            return None if inside is None else Artifact(inside[0], _as_seen_from(*inside))
+        found = found.resolve(strict=True)
+    except (OSError, ValueError, ConfigError):  # any text may be asked about, also one that no file could be called
         return None
     for folder in (found, *found.parents):
         with suppress(OSError, ValidationError):  # no manifest, or somebody else's
@@ -188,17 +180,18 @@ def _replaced(value: Any, known: Mapping[str, Any]) -> Any:
 
 def _identity(path: str, artifact: Artifact) -> dict[str, str]:
     """What a path in an artifact is, wherever it lies."""
-    return {"artifact": artifact.fingerprint, "inside": str(Path(path).resolve().relative_to(artifact.path))}
+    return {"artifact": artifact.fingerprint, "inside": str(place(path).resolve().relative_to(artifact.path))}
 
 
 def _paths_from(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    return {path: os.path.relpath(Path(path).resolve(), folder.resolve()) for _, path, _ in _named_in("", settings)}
+    return {path: os.path.relpath(place(path).resolve(), folder.resolve()) for _, path, _ in _named_in("", settings)}
 
 
 def _as_seen_from(folder: Path, manifest: Manifest) -> Manifest:
     """The manifest with the paths that have moved together with `folder` as they are now."""
     now = {old: (folder / seen).resolve() for old, seen in manifest.paths.items()}
-    moved = {old: str(new) for old, new in now.items() if new.exists() and Path(old).resolve() != new}
+    now = {old: new for old, new in now.items() if place(old).resolve() != new}
+    moved = {old: url_of(new) or str(new) for old, new in now.items() if new.exists() or artifact_of(new) is not None}
     if not moved:
         return manifest
     changes = {name: _replaced(getattr(manifest, name), moved) for name in ("config", "details")}
@@ -221,21 +214,27 @@ def write_artifact(
     of them is good) and are removed otherwise, as is a finished artifact of other settings. Raises `ArtifactError`
     when `path` holds files raydr did not make, or another process is writing there.
     """
-    path = Path(path)
+    path = place(path)
+    bucket = bucket_of(path)
     input_prints = {name: artifact.fingerprint for name, artifact in (inputs or {}).items()}
     print_ = fingerprint(kind, config, input_prints)
     marker = path / _IN_PROGRESS
-    if path.exists() and any(path.iterdir()) and not marker.exists() and not (path / MANIFEST).exists():
-        raise ArtifactError(f"{path}: holds files that raydr did not make; choose another `out` or empty it yourself")
+    _check_ours(path, bucket)
     path.mkdir(parents=True, exist_ok=True)
-    with _exclusive(path):
+    with _exclusive(path, bucket):
         if not (resume and marker.exists() and marker.read_text() == print_):
             _clear(path)
         write_durably(marker, print_.encode())
+        if bucket is not None and not (resume and bucket.read(_IN_PROGRESS) == print_.encode()):
+            clear(bucket)
+            bucket.write(_IN_PROGRESS, print_.encode())
         writer = ArtifactWriter(path)
         yield writer
         # Hidden files are a step's own scratch (checkpoints, locks); everything else is part of the artifact.
         names = sorted(str(f.relative_to(path)) for f in path.rglob("*") if f.is_file() and not _hidden(f, path))
+        records = {name: FileRecord.of(path / name) for name in names}
+        if bucket is not None:
+            records = take_there(bucket, records, writer.records)
         manifest = Manifest(
             kind=kind,
             fingerprint=print_,
@@ -244,14 +243,36 @@ def write_artifact(
             config=_as_json(config),
             inputs=input_prints,
             counts=writer.counts,
-            details=writer.details,
-            files={name: _record(path / name) for name in names},
+            details=_portable(writer.details),
+            files=dict(sorted(records.items())),
             paths=_paths_from(path, {"config": _as_json(config), "details": _as_json(writer.details)}),
         )
         for name in names:
-            _fsync(path / name)
-        write_durably(path / MANIFEST, manifest.model_dump_json(indent=2).encode())
+            fsync(path / name)
+        _publish(path, bucket, manifest)
         marker.unlink()
+        if bucket is not None:
+            bucket.remove(_IN_PROGRESS)
+
+
+def _check_ours(path: Path, bucket: Bucket | None) -> None:
+    if path.exists() and any(path.iterdir()) and not (path / _IN_PROGRESS).exists() and not (path / MANIFEST).exists():
+        found = [file for file in path.iterdir() if bucket is None or file.name not in (BRINGING, _LOCK)]
+        if found:
+            raise ArtifactError(
+                f"{path}: holds files that raydr did not make; choose another `out` or empty it yourself"
+            )
+    if bucket is not None and bucket.read(MANIFEST) is None and bucket.read(_IN_PROGRESS) is None and bucket.sizes():
+        raise ArtifactError(
+            f"{bucket.url}: holds files that raydr did not make; choose another `out` or empty it yourself"
+        )
+
+
+def _publish(path: Path, bucket: Bucket | None, manifest: Manifest) -> None:
+    content = manifest.model_dump_json(indent=2).encode()
+    if bucket is not None:
+        bucket.write(MANIFEST, content)
+    write_durably(path / MANIFEST, content)
 
 
 @dataclass
@@ -273,59 +294,52 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
     fingerprint stays: it says what the artifact was made from. Raises `ArtifactError` when there is no artifact, or
     another process is writing there.
     """
-    path = Path(path)
-    open_artifact(path, kind=kind)  # no lock file is left in a folder that is not ours
-    with _exclusive(path):
-        artifact = open_artifact(path, kind=kind)
+    path = place(path)
+    bucket = bucket_of(path)
+    open_artifact(path, kind=kind, later=True)  # no lock file is left in a folder that is not ours
+    with _exclusive(path, bucket):
+        artifact = open_artifact(path, kind=kind, later=True)
         old = artifact.manifest
         update = ArtifactUpdate(artifact, dict(old.counts), dict(old.details), set(old.files))
         yield update
         records = {}
         for name in sorted(update.files):
             _check_relative(path, name)
-            if name not in old.files:
-                _fsync(path / name)
-            records[name] = old.files.get(name) or _record(path / name)
-        changes = {"counts": update.counts, "details": update.details, "files": records}
-        write_durably(path / MANIFEST, old.model_copy(update=changes).model_dump_json(indent=2).encode())
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replaces `path` with `content` so that a crash or power cut leaves either the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    _fsync(path.parent)
+            if name in old.files:
+                records[name] = old.files[name]
+                continue
+            if bucket is not None and not (path / name).is_file():  # another machine has put it there
+                bring(path / name)
+            elif bucket is not None:
+                bucket.push(name)
+            fsync(path / name)
+            records[name] = FileRecord.of(path / name)
+        changes = {"counts": update.counts, "details": _portable(update.details), "files": records}
+        _publish(path, bucket, old.model_copy(update=changes))
 
 
 @contextmanager
-def _exclusive(path: Path) -> Generator[None]:
-    """Holds the folder's lock; the kernel drops it when the process dies, so no stale lock can remain."""
-    with (path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(f"{path}: another process is writing this artifact; wait for it to finish") from None
+def _exclusive(path: Path, bucket: Bucket | None) -> Generator[None]:
+    """Holds the folder's lock, and its bucket's lease."""
+    with ExitStack() as stack:
+        held = stack.enter_context(locked(path, _LOCK, wait=False))
+        if held and bucket is not None:  # whoever holds the machine's lock may take over this machine's lease
+            held = stack.enter_context(leased(bucket))
+        if not held:
+            raise ArtifactError(f"{path}: another process is writing this artifact; wait for it to finish")
         yield
 
 
 def _clear(path: Path) -> None:
     (path / MANIFEST).unlink(missing_ok=True)  # first, so that a crash in here cannot leave a "finished" artifact
     for child in path.iterdir():
-        if child.name == ".lock":
+        if child.name in (_LOCK, BRINGING):
             continue
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
-def _record(file: Path) -> FileRecord:
-    return FileRecord(bytes=file.stat().st_size, sha256=file_sha256(file))
-
-
 def _hidden(file: Path, root: Path) -> bool:
-    return file.name == MANIFEST or any(part.startswith(".") for part in file.relative_to(root).parts)
+    return is_hidden(file.relative_to(root).as_posix())
 
 
 def _check_relative(root: Path, name: str) -> None:
@@ -333,15 +347,15 @@ def _check_relative(root: Path, name: str) -> None:
         raise ArtifactError(f"{root / MANIFEST}: the file name {name!r} leaves the artifact's folder")
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _as_json(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(config, BaseModel):
-        return config.model_dump(mode="json")
-    return json.loads(json.dumps(dict(config), default=str))
+    """Places as the URLs that they are of: another machine has its cache somewhere else."""
+    settings = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
+    return _portable(json.loads(json.dumps(settings, default=str)))
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, str):
+        return (url_of(value) if value.startswith("/") else None) or value
+    if isinstance(value, dict):
+        return {key: _portable(part) for key, part in value.items()}
+    return [_portable(part) for part in value] if isinstance(value, list) else value

@@ -142,7 +142,7 @@ def _add_verb(commands: Any, verb: str, help_text: str) -> None:
     if verb == "search":
         parser.set_defaults(run=_run_search)
         parser.add_argument("config", metavar="QUERY|CONFIG", help="words to search for, or a YAML config")
-        parser.add_argument("--index", type=Path, default=DEMO_INDEX, help="index to search (default: the demo's)")
+        parser.add_argument("--index", type=_location, default=DEMO_INDEX, help="index to search (default: the demo's)")
         parser.add_argument("-k", type=int, default=5, help="number of results (default: 5)")
         parser.add_argument("--mode", choices=["dense", "bm25", "hybrid"], default="dense", help="default: dense")
     elif verb == "evaluate":
@@ -180,7 +180,8 @@ def _add_serve(commands: Any) -> None:
         "serve an index: the search page and the HTTP API",
         "For replicas, autoscaling, API keys and limits use a Serve config: serve run serve_configs/search.yaml",
     )
-    parser.add_argument("index", nargs="?", type=Path, default=DEMO_INDEX, help="index to serve (default: the demo's)")
+    which = {"type": _location, "default": DEMO_INDEX}
+    parser.add_argument("index", nargs="?", **which, help="index to serve (default: the demo's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
 
@@ -193,8 +194,8 @@ def _add_update(commands: Any) -> None:
     delete = _command(actions, "delete", _run_update_delete, "delete passages; they are never found again")
     compact = _command(actions, "compact", _run_update_compact, "rewrite shards without their deleted passages")
     for action in (show, add, delete, compact):
-        action.add_argument("index", type=Path, help="the index, such as OUT/index")
-    add.add_argument("run_folder", metavar="NEW", type=Path, help="folder of a run: raydr embed CONFIG out=NEW")
+        action.add_argument("index", type=_location, help="the index, such as OUT/index")
+    add.add_argument("run_folder", metavar="NEW", type=_location, help="folder of a run: raydr embed CONFIG out=NEW")
     add.add_argument("--replace", action="store_true", help="passages that are there already are replaced")
     delete.add_argument("ids", nargs="+", metavar="ID", help="passage ids")
     delete.add_argument("--missing-ok", action="store_true", help="ids that are not there are no error")
@@ -299,6 +300,13 @@ def _verb_function(verb: str) -> Any:
     return getattr(import_module(f"raydr.verbs.{verb}"), verb)
 
 
+def _location(text: str) -> Path:
+    """A path, or the place of a bucket's URL."""
+    from raydr.storage import place
+
+    return place(text)
+
+
 def _warn_of_paths_inside_a_job(out: Path) -> None:
     if "runtime_resources" in str(Path.cwd()) and not out.is_absolute():
         print(
@@ -328,7 +336,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.config.endswith((".yaml", ".yml")) or "=" in arguments.config:
         return _run_verb(arguments)
     settings = [word for word in arguments.overrides if "=" in word]
-    runs = [Path(word) for word in arguments.overrides if "=" not in word]
+    runs = [_location(word) for word in arguments.overrides if "=" not in word]
     if not runs:
         raise ConfigError("name the run files to measure: raydr evaluate qrels.txt run.trec [run.trec ...] [key=value]")
     from raydr.config import load

@@ -35,6 +35,7 @@ from raydr.stages.mine import examples_of_file, mine_negatives, training_data
 from raydr.stages.query_encoder import QueryEncoder
 from raydr.stages.score import score_examples
 from raydr.stages.search import RUN, search_corpus
+from raydr.storage import place
 from raydr.types import Embeddings
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Steps:
     def base(self, method: Component) -> Path:
         """The index by the checkpoint that training starts from: the one that the config names, or a new one."""
         named = self.config.mine.base_index
-        return Path(named) if named is not None else self.index(method, "base")
+        return place(named) if named is not None else self.index(method, "base")
 
     def index(self, method: Component, folder: str) -> Path:
         """Embeds the corpus with `method` and indexes it; the index artifact's path."""

@@ -22,6 +22,7 @@ from raydr.data.problems import BadFieldError, Problems
 from raydr.data.training_example import TrainingExample, TrainingPassage, content_id
 from raydr.data.training_shapes import detect_format, format_named, read_examples
 from raydr.errors import DataError
+from raydr.storage import place
 from raydr.types import Passage, Query
 
 _KEPT = frozenset(
@@ -56,7 +57,7 @@ def examples_from_file(
     the positive, the others are negatives, and every line stays an example of its own. Raises `DataError` naming file,
     line and field of bad lines.
     """
-    out = Path(out)
+    out = place(out)
     name = detect_format(path) if source_format == "auto" else source_format
     kind = format_named(name)
     if not kind.is_judged and not trust_order:

@@ -1,4 +1,4 @@
-"""Source files on any filesystem pyarrow knows, read as a stream and decompressed by their suffix.
+"""Source files on any filesystem pyarrow or fsspec knows, read as a stream and decompressed by their suffix.
 
 Notable: a path is a local one unless it has a scheme (`s3://bucket/corpus`); `.gz`, `.bz2`, `.zst` and `.lz4` are
 opened transparently, also where several compressed members follow one another; reading tells the caller how many bytes
@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raydr.errors import DataError
+from raydr.storage import connect
 
 Advance = Callable[[int], object]
 """Told how many more units (bytes of a file, rows of a table) were read."""
@@ -81,7 +82,7 @@ class Folder:
     @classmethod
     def open(cls, uri: str) -> Folder:
         """Raises `DataError` when the scheme is unknown or nothing is there."""
-        filesystem, path = locate(uri)
+        filesystem, path = connect(uri)
         if _info(filesystem, path, uri).type == pafs.FileType.NotFound:
             raise DataError(f"{uri}: no such file or folder")
         return cls(filesystem, path, uri)
@@ -131,16 +132,6 @@ class Folder:
         if _info(self.filesystem, inside.path, path).type == pafs.FileType.NotFound:
             raise DataError(f"{path}: no such file or folder in {self.uri}")
         return inside
-
-
-def locate(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path on it. Raises `DataError` for a scheme pyarrow does not know."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
-    try:
-        return pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{uri}: pyarrow cannot open this URI: {error}") from error
 
 
 def read_lines(file: SourceFile, advance: Advance = lambda _: None) -> Iterator[tuple[int, bytes]]:

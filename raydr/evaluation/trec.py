@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Float64, Int64
 
-from raydr.artifacts import write_durably
+from raydr.artifacts import bring, write_durably
 from raydr.errors import DataError
 from raydr.types import Hit, Qrels, Run
 
@@ -47,7 +47,7 @@ def read_run(path: str | Path, *, format: RunFormat = "auto") -> Run:
     whole numbers (ranks), otherwise Tevatron (scores). The hits of a rank-only file get the score 1/rank. Raises
     `DataError` naming file and line for anything malformed, and for a passage listed twice for one query.
     """
-    path = Path(path)
+    path = bring(path)
     columns: dict[str, dict[str, float]] = {}
     num_columns = {"auto": 0, "trec": 6, "tevatron": 3, "msmarco": 3}[format]
     all_ranks = True
@@ -114,7 +114,7 @@ def read_qrels(path: str | Path) -> Qrels:
     Grades are whole numbers and may be negative (not relevant). Raises `DataError` naming file and line for anything
     malformed, and for a passage judged twice for one query.
     """
-    path = Path(path)
+    path = bring(path)
     qrels: Qrels = {}
     num_columns = 0
     for number, line in _lines(path):

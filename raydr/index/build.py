@@ -34,6 +34,7 @@ from raydr.index.config import BM25Config, IndexConfig
 from raydr.index.embedded import EmbeddedCorpus
 from raydr.index.layout import (
     KIND,
+    SHARD_RECORD,
     IndexDetails,
     ShardRecord,
     read_record,
@@ -45,6 +46,7 @@ from raydr.index.recall import measure_recall
 from raydr.index.shard import PASSAGES, VECTORS, Shard, write_passages
 from raydr.index.vectors import Vectors, create, train
 from raydr.runtime import smallest_node_cpus
+from raydr.storage import bucket_of, latest, publish, remove_file
 from raydr.types import PASSAGE_ID, TEXT, TITLE
 
 _EMPTY = ".empty.faiss"
@@ -65,18 +67,18 @@ class ShardPlan:
 def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: Path, *, use_ray: bool) -> Artifact:
     """The index over an embedded corpus in `out` (kind "index"); a finished one is returned as it is.
 
-    With `use_ray` the shards are Ray tasks, and every node must see the same paths. Raises `ArtifactError` when the
-    embeddings are not those of the corpus, `ConfigError` when the factory does not fit them.
+    With `use_ray` the shards are Ray tasks, and every node must see the same paths, or they are a bucket's. Raises
+    `ArtifactError` when the embeddings are not those of the corpus, `ConfigError` when the factory does not fit them.
     """
     inputs = {"corpus": corpus.artifact, "embeddings": embeddings}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, config, prints)):
         print(f"index: {out} has this index already", file=sys.stderr)
-        return open_artifact(out, kind=KIND)
+        return open_artifact(out, kind=KIND, later=True)
     source = EmbeddedCorpus.of(corpus.passage_files, corpus.num_passages, embeddings)
     with write_artifact(out, kind=KIND, config=config, inputs=inputs, resume=True) as writer:
         # After an interruption the finished shards are copies of this one; another training might differ.
-        empty = Vectors.empty_copy(out / _EMPTY) if (out / _EMPTY).is_file() else trained(source, config)
+        empty = Vectors.empty_copy(out / _EMPTY) if latest(out / _EMPTY).is_file() else trained(source, config)
         records = build_shards(source, empty, config, out, first_number=0, use_ray=use_ray)
         method = Component.model_validate(embeddings.manifest.details["method"])
         details = IndexDetails(
@@ -103,7 +105,9 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
             print(f"recall of {config.factory} against exact search: {_as_text(recall)}", file=sys.stderr)
         writer.details.update(details.with_version().as_details())
         writer.counts.update(passages=source.num_passages, shards=len(records))
-    return open_artifact(out, kind=KIND)
+        for record in records:
+            writer.records |= {f"{shard_path(Path(), record.name)}/{name}": file for name, file in record.files.items()}
+    return open_artifact(out, kind=KIND, later=True)
 
 
 def trained(source: EmbeddedCorpus, config: IndexConfig) -> Vectors:
@@ -122,11 +126,12 @@ def build_shards(
     empty_index = out / _EMPTY
     empty.write(empty_index.with_suffix(".tmp"))
     empty_index.with_suffix(".tmp").rename(empty_index)
+    publish(empty_index)
     plans = _plan(source, config, out.resolve(), empty_index.resolve(), first_number)
     builder = _on_ray(len(plans)) if use_ray else partial(map, build_shard)
     bar = tqdm(builder(plans), total=len(plans), desc="index", unit="shard", disable=None)
     records = sorted(bar, key=lambda record: record.name)
-    empty_index.unlink()
+    remove_file(empty_index)
     return records
 
 
@@ -140,7 +145,7 @@ def build_shard(plan: ShardPlan, num_threads: int | None = None) -> ShardRecord:
         shutil.rmtree(leftover, ignore_errors=True)
     scratch.mkdir(parents=True)
     matrix, ids = plan.source.embeddings(plan.first, plan.last)
-    vectors = Vectors(faiss.read_index(str(plan.empty_index)), num_threads=num_threads)
+    vectors = Vectors(faiss.read_index(str(latest(plan.empty_index))), num_threads=num_threads)
     for start in range(0, len(matrix), _ADD_ROWS):
         vectors.add(matrix[start : start + _ADD_ROWS])
     vectors.write(scratch / VECTORS)
@@ -152,6 +157,9 @@ def build_shard(plan: ShardPlan, num_threads: int | None = None) -> ShardRecord:
         )
     record = write_record(scratch, plan.path.name, len(matrix))
     scratch.rename(plan.path)
+    if (bucket := bucket_of(plan.path)) is not None:
+        for name in (*record.files, SHARD_RECORD):
+            bucket.push(name)
     return record
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int64
 
 from raydr.artifacts import Artifact
 from raydr.errors import ArtifactError
+from raydr.storage import reach
 from raydr.types import EMBEDDING, PASSAGE_ID, POSITION
 
 _BATCH_ROWS = 16_384
@@ -35,10 +36,10 @@ class EmbeddedCorpus:
     def of(cls, passage_files: list[Path], num_passages: int, embeddings: Artifact) -> EmbeddedCorpus:
         """Raises `ArtifactError` when the embeddings cannot be those of this corpus."""
         names = [name for name in embeddings.manifest.files if name.endswith(".parquet")]
-        files = tuple((embeddings.path / name).resolve() for name in sorted(names))
+        files = tuple(embeddings.path.resolve() / name for name in sorted(names))
         if not files or not num_passages:
             raise ArtifactError(f"{embeddings.path}: no embeddings to index; the corpus has {num_passages} passages")
-        num_embeddings = sum(fragment.count_rows() for fragment in ds.dataset(list(files)).get_fragments())
+        num_embeddings = sum(fragment.count_rows() for fragment in _dataset(files).get_fragments())
         if num_embeddings != num_passages:
             raise ArtifactError(
                 f"{embeddings.path}: {num_embeddings} embeddings for {num_passages} passages; embed the corpus again"
@@ -103,5 +104,10 @@ class EmbeddedCorpus:
 def _scan(files: tuple[Path, ...], first: int, last: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
     """Batches of the rows with positions in the range; row groups outside of it are not read."""
     within = (ds.field(POSITION) >= first) & (ds.field(POSITION) < last)
-    scanner = ds.dataset(list(files), format="parquet").scanner(columns=columns, filter=within, batch_size=_BATCH_ROWS)
+    scanner = _dataset(files).scanner(columns=columns, filter=within, batch_size=_BATCH_ROWS)
     return (batch for batch in scanner.to_batches() if batch.num_rows)
+
+
+def _dataset(files: tuple[Path, ...]) -> ds.Dataset:
+    filesystem, paths = reach(files)
+    return ds.dataset(paths, format="parquet", filesystem=filesystem)

@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import ValidationError
 
-from raydr.artifacts import Artifact, FileRecord, file_sha256, write_durably
+from raydr.artifacts import Artifact, FileRecord, bring, file_sha256, write_durably
 from raydr.config import Component, Config
 from raydr.errors import ArtifactError
 from raydr.index.config import BM25Config, SearchParameters
+from raydr.storage import bucket_of
 
 KIND = "index"
 SHARD_RECORD = "shard.json"
@@ -105,22 +106,27 @@ def shard_name(number: int) -> str:
 
 def write_record(folder: Path, name: str, num_rows: int) -> ShardRecord:
     """Closes the folder of the shard that will be called `name`: `shard.json` with its checksums, written last."""
-    files = {
-        file.name: FileRecord(bytes=file.stat().st_size, sha256=file_sha256(file))
-        for file in sorted(folder.iterdir())
-        if file.name != SHARD_RECORD
-    }
+    files = {file.name: FileRecord.of(file) for file in sorted(folder.iterdir()) if file.name != SHARD_RECORD}
     record = ShardRecord(name=name, num_rows=num_rows, files=files)
     write_durably(folder / SHARD_RECORD, record.model_dump_json(indent=2).encode())
     return record
 
 
 def read_record(folder: Path) -> ShardRecord | None:
-    """The record of a finished shard whose files agree with their checksums; None for anything else."""
+    """The record of a finished shard whose files agree with their checksums; None for anything else.
+
+    Of files in a bucket the sizes are compared; bringing them compares the rest.
+    """
+    bucket = bucket_of(folder)
+    if bucket is not None:
+        bucket.pull(SHARD_RECORD)
     try:
         record = ShardRecord.model_validate_json((folder / SHARD_RECORD).read_bytes())
     except (OSError, ValidationError):
         return None
+    if bucket is not None:
+        sizes = bucket.sizes()
+        return record if all(sizes.get(name) == expected.bytes for name, expected in record.files.items()) else None
     for name, expected in record.files.items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != expected.bytes or file_sha256(file) != expected.sha256:
@@ -141,4 +147,4 @@ def write_deleted(root: Path, shard: ShardRecord, rows: Int64[np.ndarray, " dele
 def read_deleted(root: Path, shard: ShardRecord) -> Int64[np.ndarray, " deleted"]:
     if shard.deleted is None:
         return np.zeros(0, dtype=np.int64)
-    return np.load(root / shard.deleted, allow_pickle=False)
+    return np.load(bring(root / shard.deleted), allow_pickle=False)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 
-from raydr.artifacts import Artifact, open_artifact
+from raydr.artifacts import Artifact, bring, open_artifact
 from raydr.config import Component
 from raydr.data.arrow_rows import gather
 from raydr.errors import ArtifactError
@@ -27,8 +27,9 @@ from raydr.index.bm25 import BM25
 from raydr.index.config import Device, SearchParameters
 from raydr.index.filters import Filters
 from raydr.index.layout import KIND, IndexDetails, ShardRecord, read_deleted, read_details, shard_path
-from raydr.index.shard import PassageIds, Shard, dense
+from raydr.index.shard import PASSAGES, PassageIds, Shard, dense
 from raydr.index.topk import TopK, merge
+from raydr.storage import bucket_of, reach
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, Embeddings
 
 
@@ -45,7 +46,7 @@ class IndexReader:
     @classmethod
     def open(cls, path: str | Path, *, device: Device = "cpu", num_threads: int | None = None) -> IndexReader:
         """Raises `ArtifactError` when there is no finished index at `path`. `num_threads`: FAISS threads per search."""
-        return cls(open_artifact(path, kind=KIND), device=device, num_threads=num_threads)
+        return cls(open_artifact(path, kind=KIND, later=True), device=device, num_threads=num_threads)
 
     @property
     def path(self) -> Path:
@@ -97,6 +98,15 @@ class IndexReader:
         return self._shards[number]
 
     @property
+    def schema(self) -> pa.Schema:
+        """Columns of the passages, the same in every shard; of one in a bucket no more than the file's end is read."""
+        if bucket_of(self.path) is None:
+            return self.shard(0).table.schema
+        filesystem, (file,) = reach([shard_path(self.path, self.details.shards[0].name) / PASSAGES])
+        with filesystem.open_input_file(file) as stream:
+            return pa.ipc.open_file(stream).schema
+
+    @property
     def shards(self) -> list[Shard]:
         return [self.shard(number) for number in range(self.num_shards)]
 
@@ -124,7 +134,7 @@ class IndexReader:
         """The BM25 side, over rows of the whole index. Raises `ArtifactError` when the index was built without one."""
         if self.details.bm25 is None:
             raise ArtifactError(f"{self.path}: built without BM25; build it with index.bm25={{}} or search mode=dense")
-        return BM25.open(self.path / self.details.bm25)
+        return BM25.open(bring(self.path / self.details.bm25))
 
     def search(
         self,

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int64
 
+from raydr.artifacts import bring
 from raydr.data.arrow_rows import ArrowRows
 from raydr.errors import ArtifactError, ConfigError
 from raydr.index.config import Device, SearchParameters
@@ -80,7 +81,7 @@ class Shard:
         parameters: SearchParameters | None = None,
     ) -> None:
         self.path = path
-        self._rows = _open_rows(path / PASSAGES)
+        self._rows = _open_rows(bring(path / PASSAGES))
         self.table = self._rows.table
         self._device = device
         self._num_threads = num_threads
@@ -92,7 +93,7 @@ class Shard:
 
     @cached_property
     def vectors(self) -> Vectors:
-        vectors = Vectors.read(self.path / VECTORS, device=self._device, num_threads=self._num_threads)
+        vectors = Vectors.read(bring(self.path / VECTORS), device=self._device, num_threads=self._num_threads)
         if vectors.num_rows != self.num_rows:
             raise ArtifactError(
                 f"{self.path}: {vectors.num_rows} embeddings beside {self.num_rows} passages; build the index again"

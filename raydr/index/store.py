@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from raydr.artifacts import Artifact, ArtifactUpdate, open_artifact, update_artifact
+from raydr.artifacts import Artifact, ArtifactUpdate, bring, open_artifact, update_artifact
 from raydr.data.corpus import Corpus
 from raydr.errors import ArtifactError, DataError
 from raydr.index.build import build_bm25, build_shards
@@ -43,6 +43,7 @@ from raydr.index.layout import (
 )
 from raydr.index.shard import PASSAGES, VECTORS, Shard, write_passages
 from raydr.index.vectors import Vectors
+from raydr.storage import bucket_of, in_parallel, place, remove_folder
 from raydr.types import PASSAGE_ID
 
 GRACE_S = 3600.0
@@ -63,7 +64,7 @@ def add(
 
     Raises `ArtifactError` when another encoder made the embeddings, `DataError` naming ids that are there already.
     """
-    path = Path(path)
+    path = place(path)
     with update_artifact(path, kind=KIND) as update:
         details = read_details(update.artifact)
         stamp = embeddings.manifest.details["encoder_version"]
@@ -83,22 +84,19 @@ def add(
                 "use on_duplicate=replace, or give them other ids"
             )
         _check_columns(path, details, source)
-        # What an interrupted `add` left under the next numbers may be of another corpus.
-        for leftover in (path / "shards").iterdir():
-            if leftover.name.lstrip(".") >= shard_name(details.next_shard):
-                shutil.rmtree(leftover)
+        _drop_leftovers(path / "shards", details.next_shard)
         # Shards of one index share what training learnt, and a small addition could not be trained on anyway.
-        empty = Vectors.empty_copy(shard_path(path, details.shards[0].name) / VECTORS)
+        empty = Vectors.empty_copy(bring(shard_path(path, details.shards[0].name) / VECTORS))
         sizes = IndexConfig.model_validate(update.artifact.manifest.config).model_copy(update={"num_shards": None})
         added = build_shards(source, empty, sizes, path, first_number=details.next_shard, use_ray=use_ray)
         changes = {"shards": [*shards, *added], "next_shard": details.next_shard + len(added)}
         _publish(update, details.model_copy(update=changes), rebuild_bm25=True)
-    return open_artifact(path, kind=KIND)
+    return open_artifact(path, kind=KIND, later=True)
 
 
 def delete(path: str | Path, passage_ids: Sequence[str], *, missing_ok: bool = False) -> Artifact:
     """Deletes passages: from the next opening on they are never found. Raises `DataError` naming unknown ids."""
-    path = Path(path)
+    path = place(path)
     with update_artifact(path, kind=KIND) as update:
         details = read_details(update.artifact)
         shards, found = _without(path, details.shards, pa.chunked_array([pa.array(passage_ids, type=pa.string())]))
@@ -106,7 +104,7 @@ def delete(path: str | Path, passage_ids: Sequence[str], *, missing_ok: bool = F
         if unknown and not missing_ok:
             raise DataError(f"{path}: {len(unknown)} of the ids to delete are not there ({_some(unknown)})")
         _publish(update, details.model_copy(update={"shards": shards}), rebuild_bm25=False)
-    return open_artifact(path, kind=KIND)
+    return open_artifact(path, kind=KIND, later=True)
 
 
 def compact(path: str | Path, *, grace_s: float = GRACE_S) -> Artifact:
@@ -114,7 +112,7 @@ def compact(path: str | Path, *, grace_s: float = GRACE_S) -> Artifact:
 
     Embeddings come from the shard itself: exact for Flat and HNSW, as coded for SQ and PQ.
     """
-    path = Path(path)
+    path = place(path)
     with update_artifact(path, kind=KIND) as update:
         details = read_details(update.artifact)
         number, shards = details.next_shard, []
@@ -130,12 +128,12 @@ def compact(path: str | Path, *, grace_s: float = GRACE_S) -> Artifact:
             changes = {"shards": shards, "next_shard": number + 1}  # the BM25 side needs a new name too
             _publish(update, details.model_copy(update=changes), rebuild_bm25=True)
     clear_away(path, grace_s=grace_s)
-    return open_artifact(path, kind=KIND)
+    return open_artifact(path, kind=KIND, later=True)
 
 
 def clear_away(path: str | Path, *, grace_s: float = GRACE_S) -> int:
     """Removes files that no longer belong to the index and are older than `grace_s`; returns how many."""
-    path = Path(path)
+    path = place(path)
     num_removed = 0
     with update_artifact(path, kind=KIND) as update:  # the lock; the manifest is written again as it is
         for folder in ("shards", "deleted", "bm25"):
@@ -146,7 +144,21 @@ def clear_away(path: str | Path, *, grace_s: float = GRACE_S) -> int:
                     num_removed += 1
             for empty in [d for d in (path / folder).glob("*") if d.is_dir() and not any(d.iterdir())]:
                 empty.rmdir()
+            if (bucket := bucket_of(path / folder)) is not None:
+                old_names = bucket.written_before(time.time() - grace_s)
+                unused = [name for name in old_names if f"{folder}/{name}" not in update.files]
+                in_parallel(bucket.remove, unused)
+                num_removed += len(unused)
     return num_removed
+
+
+def _drop_leftovers(shards: Path, first: int) -> None:
+    """What an interrupted `add` left under the next numbers may be of another corpus."""
+    bucket = bucket_of(shards)
+    names = {name.partition("/")[0] for name in bucket.sizes()} if bucket is not None else set()
+    for name in names | {folder.name for folder in shards.glob("*")}:
+        if name.lstrip(".") >= shard_name(first):
+            remove_folder(shards / name)
 
 
 def _without(root: Path, shards: Sequence[ShardRecord], ids: pa.ChunkedArray) -> tuple[list[ShardRecord], list[str]]:
@@ -173,7 +185,7 @@ def _rewrite(root: Path, record: ShardRecord, name: str) -> ShardRecord:
     alive = np.ones(record.num_rows, dtype=bool)
     alive[read_deleted(root, record)] = False
     # Read into memory: rebuilding may need a direct map, which a memory-mapped index cannot get.
-    embeddings = Vectors(faiss.read_index(str(old / VECTORS))).reconstruct()[alive]
+    embeddings = Vectors(faiss.read_index(str(bring(old / VECTORS)))).reconstruct()[alive]
     vectors = Vectors.empty_copy(old / VECTORS)
     vectors.add(embeddings)
     vectors.write(folder / VECTORS)
@@ -190,7 +202,8 @@ def _publish(update: ArtifactUpdate, details: IndexDetails, *, rebuild_bm25: boo
     files = {f"shards/{s.name}/{name}" for s in details.shards for name in [*s.files, "shard.json"]}
     files |= {shard.deleted for shard in details.shards if shard.deleted is not None}
     if details.bm25 is not None:
-        files |= {str(file.relative_to(root)) for file in (root / details.bm25).iterdir()}
+        old = {name for name in update.files if name.startswith(f"{details.bm25}/")}
+        files |= old or {str(file.relative_to(root)) for file in (root / details.bm25).iterdir()}
     update.files = files
     update.details = details.with_version().as_details()
     update.counts |= {"passages": details.num_rows - details.num_deleted, "shards": len(details.shards)}

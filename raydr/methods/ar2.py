@@ -36,7 +36,6 @@ Numbers to reproduce, NQ R@5/20/100 (table 1): warm-up 69.7/80.8/87.1, AR2 77.9/
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -52,6 +51,7 @@ from raydr.encoders.text import TextEncoderConfig
 from raydr.errors import ConfigError
 from raydr.methods.base import DualEncoderConfig, DualEncoderMethod, build_method
 from raydr.protocols import Reranker
+from raydr.storage import Location
 from raydr.train.config import TrainConfig
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
 from raydr.train.sampling import BatchSampler, ScoredBatches
@@ -151,7 +151,7 @@ class Ar2Config(DualEncoderConfig):
     cross-encoder, which the paper's game is made for."""
     ranker_temperature: float = Field(default=1.0, gt=0)
     """Divides the ranker's scores in the distillation."""
-    scores: Path | None = None
+    scores: Location | None = None
     """The ranker's scores of the training examples; each round sets it."""
     trained_ranker: str | None = None
     """Folder of the trained ranker; training sets it, and the method then reranks with it."""

@@ -35,6 +35,7 @@ from raydr.errors import ConfigError
 from raydr.losses import listwise, margin_mse
 from raydr.methods.base import DualEncoderConfig, DualEncoderMethod, RankerConfig, RankerMethod
 from raydr.models.colbert import ColBert, group_interaction
+from raydr.storage import Location
 from raydr.train.objective import LossOutput, TrainBatch
 from raydr.train.sampling import BatchSampler, ScoredBatches
 
@@ -57,7 +58,7 @@ class ColBertConfig(RankerConfig, DualEncoderConfig):
     """Of each query; 1 is the pair (positive, negative) of Margin-MSE."""
     loss: Literal["margin_mse", "listwise"] = "margin_mse"
     """`margin_mse`: the margins of a cross-encoder (`scores`); `listwise`: softmax over the group, from judgements."""
-    scores: Path | None = None
+    scores: Location | None = None
     """The cross-encoder's scores of the training examples, an artifact of `raydr.stages.score`; for `margin_mse`."""
 
 

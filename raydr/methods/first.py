@@ -52,6 +52,7 @@ from raydr.llm.small import small_causal_lm
 from raydr.losses import lambdarank, listnet, ranknet
 from raydr.methods.base import RankerMethod
 from raydr.stages.score import open_scores
+from raydr.storage import Location
 from raydr.train.objective import LossOutput, TrainBatch
 from raydr.train.sampling import BatchSampler, Group
 from raydr.train.trainer import MODEL
@@ -302,7 +303,7 @@ class First(RankerMethod):
         them, as they do where hits are reranked (RankZephyr's lists come both ways)."""
         max_prompt_tokens: int = Field(default=4096, ge=32)
         """Longest prompt and answer in training; passages are cut to fit."""
-        teacher_scores: Path | None = None
+        teacher_scores: Location | None = None
         """A ranker's scores of the training examples (an artifact of `raydr.stages.score`), whose order is learned;
         null: the scores or orders of a file of examples, or else what is judged relevant before what was mined."""
 

@@ -16,7 +16,6 @@ while a replica prepares it, it goes on answering with the one it has.
 import asyncio
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,6 +34,7 @@ from raydr.serve.http import build_http
 from raydr.serve.rerank import Reranker
 from raydr.serve.search import Searcher
 from raydr.serve.shard import Bm25, Shard
+from raydr.storage import Location, named
 
 logger = logging.getLogger("ray.serve")
 
@@ -47,8 +47,8 @@ _OVERLOAD = {"status_code": 429, "retry_after_s": 1}
 class IngressSettings(Config):
     """`user_config` of the Ingress deployment: which index is live."""
 
-    index: Path
-    """Path of the index artifact, readable on every node."""
+    index: Location
+    """Path of the index artifact, readable on every node, or its URL in a bucket."""
     version: str | None = Field(default=None, min_length=1)
     """The version expected there; another one is refused. Name it when an index is republished under the same path."""
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
@@ -87,7 +87,7 @@ class Ingress:
         hold up every caller while it loads.
         """
         settings = validate(IngressSettings, user_config, where="user_config of the Ingress deployment")
-        path = str(settings.index.resolve())
+        path = named(settings.index.resolve())
         if self._own_encoder is not None:
             self._own_encoder.reconfigure(settings.encoder.model_dump())
         if self._swap is None:

@@ -9,7 +9,6 @@ Notable: what one deployment is given (replicas, processors, autoscaling, the in
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +18,7 @@ from raydr.errors import ConfigError
 from raydr.index.filters import MAX_IDS
 from raydr.index.fusion import FusionConfig
 from raydr.stages.config import FeedbackSteps
+from raydr.storage import Location
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Names by which only this machine can mean itself."""
@@ -96,9 +96,9 @@ class Limits(Config):
 class AppArgs(Config):
     """Arguments of `raydr.serve.app:build_app`."""
 
-    index: Path
-    """The index artifact served at the start; a path that every node can read. Later ones come through `user_config`
-    of the Ingress deployment."""
+    index: Location
+    """The index artifact served at the start: a path that every node can read, or the URL of a bucket. Later ones come
+    through `user_config` of the Ingress deployment."""
     model_name: str | None = Field(default=None, pattern=r"^[\w./:-]{1,128}$")
     """Name of the encoder in `/v1/models`; null: the name its method gives the model."""
     colocate: bool = False

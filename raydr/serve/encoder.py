@@ -168,7 +168,7 @@ class Encoder:
 
 def load_encoder(ref: IndexRef) -> _Loaded:
     """The encoder that the index at `ref.path` records. Raises `ApiError` 503 when its stamp is not the index's."""
-    component = Component.model_validate(open_artifact(ref.path, kind="index").manifest.details["method"])
+    component = Component.model_validate(open_artifact(ref.path, kind="index", later=True).manifest.details["method"])
     encoder = EncoderFactory(component)()
     if encoder.version != ref.encoder_version:
         message = (

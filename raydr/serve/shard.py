@@ -74,7 +74,7 @@ def read_index_info(path: str) -> IndexInfo:
         num_shards=reader.num_shards,
         first_rows=reader.first_rows,
         has_bm25=reader.details.bm25 is not None,
-        schema=reader.shard(0).table.schema,
+        schema=reader.schema,
         created=int(datetime.fromisoformat(reader.artifact.manifest.created_at).timestamp()),
     )
 

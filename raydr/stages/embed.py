@@ -9,7 +9,6 @@ version stamp and the corpus, not how many workers embedded it in which batches.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from raydr import storage
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact, write_durably
 from raydr.config import Component
 from raydr.data.corpus import Corpus
@@ -44,8 +44,8 @@ def embed_corpus(
     """The embeddings of a corpus in `out` (kind "embeddings"); a finished artifact of the same is returned as it is.
 
     Writes `embeddings/*.parquet` with passage_id, position and embedding (fixed-size list of float32), rows in any
-    order across files. With `use_ray`, every node must see the same paths. Raises `DataError` when the corpus lacks a
-    column, `ArtifactError` when `out` holds something else or is being written.
+    order across files. With `use_ray`, every node must see the same paths, or they are a bucket's. Raises `DataError`
+    when the corpus lacks a column, `ArtifactError` when `out` holds something else or is being written.
     """
     for file in corpus.passage_files:
         require_columns(pq.read_schema(file).names, NEEDED, stage=f"{file}: embed")
@@ -53,7 +53,7 @@ def embed_corpus(
     settings = {"method": _deciding(method), "encoder_version": encoder.version}
     if is_finished(out, fingerprint(KIND, settings, {"corpus": corpus.artifact.fingerprint})):
         print(f"embed: {out} has these embeddings already", file=sys.stderr)
-        return open_artifact(out, kind=KIND)
+        return open_artifact(out, kind=KIND, later=True)
     with write_artifact(out, kind=KIND, config=settings, inputs={"corpus": corpus.artifact}, resume=True) as writer:
         folder = out / EMBEDDINGS
         _keep_only_own_leftovers(out, folder, use_ray=use_ray)
@@ -67,13 +67,13 @@ def embed_corpus(
             work = _embed_here(corpus, Embedder(lambda: encoder), config, folder)
         seconds = time.perf_counter() - start
         check_complete(folder, corpus.num_passages)
-        writer.counts.update(passages=corpus.num_passages, files=len(list(folder.glob("*.parquet"))))
+        writer.counts.update(passages=corpus.num_passages, files=len(_files(folder)))
         writer.details.update(
             dim=encoder.dim, encoder_version=encoder.version, method=method.model_dump(), **_rates(work, seconds)
         )
-    shutil.rmtree(out / embed_on_ray.CHECKPOINTS, ignore_errors=True)
+    storage.remove_folder(out / embed_on_ray.CHECKPOINTS)
     print(_summary(corpus.num_passages, work, seconds), file=sys.stderr)
-    return open_artifact(out, kind=KIND)
+    return open_artifact(out, kind=KIND, later=True)
 
 
 def check_complete(folder: Path, num_passages: int) -> None:
@@ -92,6 +92,7 @@ def check_complete(folder: Path, num_passages: int) -> None:
 def _embed_here(corpus: Corpus, embedder: Embedder, config: EmbedConfig, folder: Path) -> Work:
     """Embeds block after block in this process; a file is renamed into place when it is whole."""
     done = pa.array(_positions(folder))
+    bucket = storage.bucket_of(folder)
     with Progress("embed", total=corpus.num_passages, initial=len(done), unit="passage") as progress:
         for table in corpus.passages([PASSAGE_ID, POSITION, TITLE, TEXT]):
             todo = table.filter(pc.invert(pc.is_in(table[POSITION], value_set=done)))
@@ -100,7 +101,8 @@ def _embed_here(corpus: Corpus, embedder: Embedder, config: EmbedConfig, folder:
                 sink = pa.BufferOutputStream()
                 pq.write_table(block, sink, **embed_on_ray.FILE_OPTIONS)
                 name = f"part-{block[POSITION][0].as_py():010d}.parquet"
-                write_durably(folder / name, sink.getvalue().to_pybytes())
+                content = sink.getvalue().to_pybytes()
+                bucket.write(name, content) if bucket is not None else write_durably(folder / name, content)
                 progress.update(len(block))
     return embedder.work
 
@@ -109,18 +111,24 @@ def _keep_only_own_leftovers(out: Path, folder: Path, *, use_ray: bool) -> None:
     """An interrupted run on Ray is resumed on Ray and a local one locally; the other's leftovers are removed, because
     only its own kind can tell which of them are whole.
     """
-    was_ray = (out / embed_on_ray.CHECKPOINTS).exists()
-    if folder.exists() and was_ray != use_ray:
+    was_ray = storage.exists(out / embed_on_ray.CHECKPOINTS)
+    if storage.exists(folder) and was_ray != use_ray:
         print(f"embed: {out} was interrupted in the other runtime (Ray or local); starting over", file=sys.stderr)
-        shutil.rmtree(out / embed_on_ray.CHECKPOINTS, ignore_errors=True)
-        shutil.rmtree(folder)
+        storage.remove_folder(out / embed_on_ray.CHECKPOINTS)
+        storage.remove_folder(folder)
 
 
 def _positions(folder: Path) -> np.ndarray:
-    files = sorted(str(file) for file in folder.glob("*.parquet"))
+    files = _files(folder)
     if not files:
         return np.empty(0, dtype=np.int64)
-    return ds.dataset(files, format="parquet").to_table(columns=[POSITION])[POSITION].to_numpy()
+    filesystem, paths = storage.reach(files)
+    dataset = ds.dataset(paths, format="parquet", filesystem=filesystem)
+    return dataset.to_table(columns=[POSITION])[POSITION].to_numpy()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in storage.files_in(folder) if file.suffix == ".parquet"]
 
 
 def _deciding(method: Component) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
 from raydr.stages.pool import worker_pool
+from raydr.storage import reach
 from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE
 
 if TYPE_CHECKING:
@@ -122,10 +123,12 @@ def embed_files(
 
     tally: Any = ray.remote(num_cpus=0)(_Tally).remote()
     columns = [PASSAGE_ID, POSITION, TITLE, TEXT]
+    filesystem, (checkpoints, target) = reach([out / CHECKPOINTS, folder])
     context = ray.data.DataContext.get_current().copy()
     context.checkpoint_config = CheckpointConfig(
         id_column=POSITION,
-        checkpoint_path=str((out / CHECKPOINTS).resolve()),
+        checkpoint_path=checkpoints,
+        override_filesystem=filesystem,
         # Kept until the manifest is written: a crash just before that must not embed everything again.
         delete_checkpoint_on_success=False,
     )
@@ -141,8 +144,8 @@ def embed_files(
 
     shown = followed("embed", embedded, total=corpus.num_passages, unit="passage")
     with ray.data.DataContext.current(context), shown:
-        files = [str(file.resolve()) for file in corpus.passage_files]
-        dataset = ray.data.read_parquet(files, columns=columns)
+        own, files = reach(corpus.passage_files)
+        dataset = ray.data.read_parquet(files, columns=columns, filesystem=own)
         embedded_passages = embed_stage(build_encoder, config, tally=tally)(dataset)
-        embedded_passages.write_parquet(str(folder.resolve()), **FILE_OPTIONS)
+        embedded_passages.write_parquet(target, filesystem=filesystem, **FILE_OPTIONS)
     return ray.get(tally.work.remote())

@@ -20,9 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raydr.artifacts import bring
 from raydr.config import Component, Config
 from raydr.data.examples import ExampleSet
 from raydr.errors import RaydrError
+from raydr.storage import Location, latest, publish
 from raydr.train.config import TrainConfig
 from raydr.train.metrics import METRICS, append, drop_after
 
@@ -43,13 +45,13 @@ class Job(Config):
     method: Component
     """The method whose model is trained."""
     train: TrainConfig
-    examples: Path
+    examples: Location
     """Artifact of training examples."""
-    dev: Path | None = None
+    dev: Location | None = None
     """Artifact of dev examples."""
-    out: Path
-    """Folder that all workers share: the log, the batch of a failed step."""
-    start: Path | None = None
+    out: Location
+    """Folder that all workers share, or its bucket: the log, the batch of a failed step."""
+    start: Location | None = None
     """A checkpoint to go on from, with its optimiser and its count of steps: a run that is one part of many."""
 
 
@@ -58,14 +60,14 @@ def train_worker(settings: dict[str, Any]) -> None:
     import ray.train
 
     job = Job.model_validate(settings)
-    if (job.out / REFUSED).is_file():
+    if latest(job.out / REFUSED).is_file():
         raise RaydrError((job.out / REFUSED).read_text(encoding="utf-8"))
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
     try:
         training = _Training(job, context.get_world_rank(), context.get_world_size())
         if checkpoint is None:
-            training.run(job.start)
+            training.run(bring(job.start) if job.start is not None else None)
             return
         with checkpoint.as_directory() as folder:
             training.run(Path(folder))
@@ -73,7 +75,9 @@ def train_worker(settings: dict[str, Any]) -> None:
         reason = _refusal(error)
         if reason is None:
             raise
+        job.out.mkdir(parents=True, exist_ok=True)
         (job.out / REFUSED).write_text(str(reason), encoding="utf-8")
+        publish(job.out / REFUSED)
         raise reason from None
 
 
@@ -129,7 +133,8 @@ class _Training:
         if not self.worker_rank:
             from tensorboardX import SummaryWriter
 
-            drop_after(self.job.out / METRICS, self.step)
+            self.job.out.mkdir(parents=True, exist_ok=True)  # which it is not on another machine than the driver's
+            drop_after(latest(self.job.out / METRICS), self.step)
             self.tensorboard = SummaryWriter(str(self.job.out / "tensorboard"), purge_step=self.step + 1)
         batches = stream(
             self.sampler,
@@ -243,6 +248,7 @@ class _Training:
         for name, value in metrics.items():
             self.tensorboard.add_scalar(name, value, self.step)
         self.tensorboard.flush()
+        publish(self.job.out / METRICS)
 
     def _checkpoint(self, metrics: dict[str, float]) -> None:
         """A Ray Train checkpoint: each worker puts its files into the same one."""
@@ -292,6 +298,7 @@ class _Training:
         self.method.save_model(model, scratch)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
+        publish(target)
 
 
 def _num_tokens(batch: Any) -> int:

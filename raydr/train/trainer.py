@@ -36,6 +36,7 @@ from raydr.config import Component, validate
 from raydr.data.examples import ExampleSet
 from raydr.errors import ConfigError, RaydrError
 from raydr.progress import followed
+from raydr.storage import exists, latest, reach, remove_file, remove_folder
 from raydr.train.config import TrainConfig
 from raydr.train.loop import BEST, LAST, REFUSED, Job, train_worker
 from raydr.train.metrics import METRICS, read_metrics
@@ -63,8 +64,9 @@ def train_model(
     """Trains `method` on `examples`; a finished artifact of the same is returned as it is.
 
     `start` is the `state` folder of an earlier artifact: weights, optimiser and count of steps go on from there, up to
-    `config.max_steps` in all. Every node must see the same paths. Raises `ConfigError` for a setting that means nothing
-    to this method or without dev examples, and `RaydrError` when training ends with an error.
+    `config.max_steps` in all. Every node must see the same paths, or they are a bucket's. Raises `ConfigError` for a
+    setting that means nothing to this method or without dev examples, and `RaydrError` when training ends with an
+    error.
     """
     config = validate(TrainConfig, config.model_dump(), where="train")  # which a method may have changed a part of
     settings = {
@@ -98,10 +100,10 @@ def train_model(
                 checkpoint = _fit(job, folder / _RUN)
             if keep_state:
                 shutil.rmtree(folder / STATE, ignore_errors=True)
-                shutil.copytree(checkpoint, folder / STATE)
-            has_best = config.keep == "best" and (folder / BEST).is_dir()
-            (folder / (BEST if has_best else LAST)).replace(folder / MODEL)
-        records = read_metrics(folder / METRICS)
+                checkpoint.to_directory(str(folder / STATE))
+            has_best = config.keep == "best" and exists(folder / BEST)
+            latest(folder / (BEST if has_best else LAST)).replace(folder / MODEL)
+        records = read_metrics(latest(folder / METRICS))
         _draw(records, folder / "curves.png")
         writer.details.update(
             _summary(records, config),
@@ -109,7 +111,7 @@ def train_model(
             seconds=round(time.perf_counter() - started, 1),
         )
         for name in (BEST, LAST, _RUN):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            remove_folder(folder / name)
     return open_artifact(out, kind=KIND)
 
 
@@ -154,8 +156,8 @@ def _ignored(method: Component, config: TrainConfig) -> dict[str, str]:
     return found
 
 
-def _fit(job: Job, storage: Path) -> Path:
-    """Runs the job on Ray Train; the folder of its last checkpoint."""
+def _fit(job: Job, storage: Path) -> Any:
+    """Runs the job on Ray Train; its last checkpoint, as Ray Train has it."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -163,7 +165,8 @@ def _fit(job: Job, storage: Path) -> Path:
     _find_room(job.train)
     api: Any = ray.train  # whose names are annotated as those of two generations of Ray Train
     config = job.train
-    (job.out / REFUSED).unlink(missing_ok=True)
+    remove_file(job.out / REFUSED)
+    filesystem, (kept_at,) = reach([storage])
     resources = {
         "CPU": config.worker_cpus,
         **({"GPU": config.worker_gpus} if config.worker_gpus else {}),
@@ -178,7 +181,8 @@ def _fit(job: Job, storage: Path) -> Path:
         # The same name in the same storage is how Ray Train knows a run that was interrupted.
         run_config=api.RunConfig(
             name=f"train-{job.out.name}",
-            storage_path=str(storage),
+            storage_path=kept_at,
+            storage_filesystem=filesystem,
             failure_config=api.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=api.CheckpointConfig(num_to_keep=1),
             worker_runtime_env={} if config.worker_gpus else {"env_vars": _allocator()},
@@ -187,12 +191,12 @@ def _fit(job: Job, storage: Path) -> Path:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        refused = job.out / REFUSED
+        refused = latest(job.out / REFUSED)
         cause = refused.read_text(encoding="utf-8") if refused.is_file() else _cause(error)
         raise RaydrError(f"training failed: {cause}{_if_the_disk_is_full(storage)}") from error
     if result.checkpoint is None:
         raise RaydrError(f"training ended without a checkpoint; Ray Train's log in {storage} says more")
-    return Path(result.checkpoint.path)
+    return result.checkpoint
 
 
 def _find_room(config: TrainConfig) -> None:
@@ -251,7 +255,7 @@ def _steps_before(start: Path | None) -> int:
 
 def _steps_done(folder: Path) -> int:
     """By the log that worker 0 writes; a run that is resumed drops the lines it makes again."""
-    return max((int(record["step"]) for record in read_metrics(folder / METRICS)), default=0)
+    return max((int(record["step"]) for record in read_metrics(latest(folder / METRICS))), default=0)
 
 
 def _summary(records: list[dict[str, float]], config: TrainConfig) -> dict[str, Any]:

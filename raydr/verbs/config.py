@@ -16,14 +16,15 @@ from raydr.evaluation.config import EvaluateConfig
 from raydr.index.config import IndexConfig
 from raydr.runtime import Runtime
 from raydr.stages.config import EmbedConfig, MineConfig, RerankConfig, ScoreConfig, SearchConfig
+from raydr.storage import Location
 from raydr.train.config import TrainConfig
 
 
 class RunConfig(Config):
     """One run over one corpus: every artifact lies in a folder of `out` named after the verb that makes it."""
 
-    out: Path = Path("runs/run")
-    """Folder of the run's artifacts: corpus, embed, index, search, evaluate, examples."""
+    out: Location = Path("runs/run")
+    """Folder of the run's artifacts: corpus, embed, index, search, evaluate, examples; a path, or a URL of a bucket."""
     runtime: Runtime = "auto"
     """`ray`: on a Ray cluster; `local`: in this process; `auto`: on Ray inside a job or with a large corpus."""
     data: DataConfig

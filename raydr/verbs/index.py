@@ -15,7 +15,7 @@ from raydr.verbs.config import RunConfig
 def index(config: RunConfig) -> Artifact:
     """The index over the embedded corpus. Raises `ArtifactError` when the corpus is not embedded yet."""
     corpus = Corpus.open(config.out / "corpus")
-    embeddings = open_artifact(config.out / "embed", kind="embeddings")
+    embeddings = open_artifact(config.out / "embed", kind="embeddings", later=True)
     use_ray = runtime.uses_ray(config.runtime, num_passages=corpus.num_passages)
     if use_ray:
         runtime.connect()

@@ -20,7 +20,7 @@ from raydr.index.reader import IndexReader
 def add(index: Path, run: Path, *, replace: bool = False) -> Artifact:
     """Adds the embedded corpus of another run; with `replace`, older passages of the same ids are deleted."""
     corpus = Corpus.open(run / "corpus")
-    embeddings = open_artifact(run / "embed", kind="embeddings")
+    embeddings = open_artifact(run / "embed", kind="embeddings", later=True)
     on_duplicate = "replace" if replace else "error"
     return store.add(index, corpus, embeddings, on_duplicate=on_duplicate, use_ray=runtime.in_cluster())
 

@@ -1,0 +1,77 @@
+"""What a finished step says about itself, and how a file is put on disk so that no crash leaves half of it. No Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from raydr.config import Config
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+class FileRecord(Config):
+    """Size and SHA-256 of one data file."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> FileRecord:
+        return cls(bytes=file.stat().st_size, sha256=file_sha256(file))
+
+
+class Manifest(Config):
+    """What a finished step says about itself."""
+
+    kind: str
+    """What the artifact is: corpus, embeddings, index, run, evaluation."""
+    fingerprint: str
+    """SHA-256 over kind, config and the inputs' fingerprints: equal fingerprints mean the same step."""
+    raydr_version: str
+    created_at: str
+    """UTC, ISO 8601."""
+    config: dict[str, Any]
+    """The resolved configuration of the step."""
+    inputs: dict[str, str]
+    """Name of each input artifact -> its fingerprint."""
+    counts: dict[str, int]
+    """How many passages, queries, shards ... the step handled."""
+    details: dict[str, Any]
+    """What the step wants its readers to know: encoder stamp, dimension, rates."""
+    files: dict[str, FileRecord]
+    """Relative name of each data file -> size and checksum."""
+    paths: dict[str, str] = Field(default_factory=dict)
+    """Each path in `config` or `details` that lies in an artifact -> the same, seen from this artifact's folder."""
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces `path` with `content` so that a crash or power cut leaves either the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
