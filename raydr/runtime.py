@@ -57,11 +57,16 @@ def connect(*, dashboard: bool = False) -> str:
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
-def smallest_node_cpus() -> float:
-    """CPUs of the cluster's smallest node that has any: a task or actor that wants more might find no place."""
+def node_cpus() -> list[float]:
+    """CPUs of each node that is alive and has any."""
     import ray
 
-    return min((cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))), default=1)
+    return [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))]
+
+
+def smallest_node_cpus() -> float:
+    """CPUs of the cluster's smallest node that has any: a task or actor that wants more might find no place."""
+    return min(node_cpus(), default=1)
 
 
 def owns_cluster() -> bool:

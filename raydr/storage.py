@@ -81,7 +81,7 @@ def is_url(location: str | Path) -> bool:
 def place(location: str | Path) -> Path:
     """The path of a location: its place on this machine where it is a URL. Raises `ConfigError` for what has none."""
     if not is_url(location):
-        return Path(location)
+        return Path(location) if url_of(location) is None else Place(location)
     scheme, _, rest = str(location).partition("://")
     parts = PurePosixPath(rest).parts
     if "?" in rest or ".." in parts or not parts or parts[0] == "/":

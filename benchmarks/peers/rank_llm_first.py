@@ -10,10 +10,16 @@ order of every list as places; the first also holds a prompt.
 import json
 import sys
 import time
+import types
 from pathlib import Path
 
-from rank_llm.data import Candidate, Query, Request, Result
-from rank_llm.rerank.listwise import RankListwiseOSLLM
+# Its LiT5 rerankers, which nothing here asks for, import names that transformers 5 no longer has.
+_lit5 = types.ModuleType("rank_llm.rerank.listwise.rank_fid")
+_lit5.RankFiDDistill = _lit5.RankFiDScore = object
+sys.modules[_lit5.__name__] = _lit5
+
+from rank_llm.data import Candidate, Query, Request, Result  # noqa: E402
+from rank_llm.rerank.listwise import RankListwiseOSLLM  # noqa: E402
 
 answers = sys.stdout
 sys.stdout = sys.stderr  # vLLM's and rank_llm's own prints

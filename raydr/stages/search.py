@@ -37,6 +37,7 @@ from raydr.index.shard import dense
 from raydr.index.sharded import LocalShards, RayShards
 from raydr.progress import Progress
 from raydr.protocols import Reranker, TopK
+from raydr.runtime import node_cpus
 from raydr.stages.config import SearchConfig
 from raydr.stages.feedback import Teachers, rerank_lists
 from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
@@ -131,7 +132,7 @@ class Searcher:
         self._teachers = Teachers(config.feedback) if config.feedback is not None else None
         if self._teachers is not None:
             stack.callback(self._teachers.close)
-        share = _cpu_share(reader.num_shards * config.shard_cpus + config.encoder_cpus) if use_ray else 1.0
+        share = _cpu_share([config.encoder_cpus, *reader.num_shards * [config.shard_cpus]]) if use_ray else 1.0
         self._encoder = stack.enter_context(
             QueryEncoder(
                 build_encoder,
@@ -326,11 +327,16 @@ def _check_queries(queries: Sequence[Query]) -> None:
         raise DataError(f"query id {doubled[0]!r} occurs twice; ids must be unique")
 
 
-def _cpu_share(num_cpus: float) -> float:
-    """What part of the wanted CPUs the cluster can give, so that no actor waits for ever for a place."""
-    import ray
+def _cpu_share(wanted: list[float]) -> float:
+    """What part of the wanted CPUs each actor may have, so that none waits for ever for a place.
 
-    available = ray.cluster_resources().get("CPU", 0.0)
-    if available <= 0:
+    An actor has to fit on one node. As many as want the most fit on a node have a place there, whoever comes first.
+    """
+    nodes = node_cpus()
+    if not nodes:
         raise ConfigError("this Ray cluster has no CPUs to search with; add a worker, or use runtime=local")
-    return min(1.0, np.floor(1000 * available / num_cpus) / 1000)
+    most = max(wanted)
+    # The largest part that gives all of them a place is 1, or one at which a node has no CPU left over.
+    parts = {1.0, *(cpus / (most * count) for cpus in nodes for count in range(1, len(wanted) + 1))}
+    fitting = [p for p in parts if p <= 1 and sum(int(cpus / (most * p) + 1e-9) for cpus in nodes) >= len(wanted)]
+    return np.floor(1000 * max(fitting)) / 1000

@@ -299,3 +299,24 @@ def test_passages_can_be_asked_for_instead(split_index, tmp_path):
 def test_an_index_of_another_corpus_is_refused(split_index, index, tmp_path):
     with pytest.raises(ArtifactError, match="not an index of the corpus in"):
         searched(index, tmp_path / "out", corpus=split_index[0])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "share"),
+    [
+        ([2.0, 2.0], [1, 1, 1, 1, 1], 0.666),  # 0.8 each would be the cluster's CPUs, and leave one without a place
+        ([2.0, 2.0], [1, 1, 1, 1], 1.0),
+        ([1.0], [1, 1], 0.5),
+        ([8.0, 0.5], [1, 1, 1], 1.0),
+        ([2.0], [2, 1, 1], 0.333),
+    ],
+)
+def test_every_actor_of_a_search_finds_a_place_on_some_node(monkeypatch, nodes, wanted, share):
+    from raydr.stages import search as module
+
+    monkeypatch.setattr(module, "node_cpus", lambda: nodes)
+    found = module._cpu_share(wanted)
+    assert found == pytest.approx(share)
+    free = list(nodes)
+    for cpus in wanted:  # on whichever node comes first
+        free[next(number for number, left in enumerate(free) if left >= cpus * found)] -= cpus * found

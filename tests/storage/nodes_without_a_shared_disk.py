@@ -8,6 +8,10 @@ trains there, and takes a node away while it embeds and while it trains. Prints 
 
 from __future__ import annotations
 
+import faulthandler
+
+faulthandler.dump_traceback_later(100, exit=False)
+
 import json
 import os
 import sys
@@ -22,7 +26,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from raydr.artifacts import Artifact
-from raydr.storage import bucket_of, latest, place
+from raydr.storage import bucket_of, place
 from raydr.train.config import TrainConfig
 from raydr.train.metrics import METRICS, read_metrics
 from raydr.train.trainer import train_model
@@ -42,24 +46,31 @@ class Nodes:
         self._caches, self._count = caches, 0
         head = {"num_cpus": 0, "object_store_memory": 100_000_000, "env_vars": self._environment("head")}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = [self._add(), self._add()]
+        self._nodes: dict[Path, Any] = {}
+        self.add()
+        self.add()
 
     def _environment(self, name: str) -> dict[str, str]:
         return {**os.environ, "RAYDR_CACHE": str(self._caches / name)}
 
-    def _add(self) -> Any:
+    def add(self) -> None:
         self._count += 1
         own = self._environment(f"node{self._count}")
-        return self.cluster.add_node(num_cpus=2, object_store_memory=200_000_000, env_vars=own)
+        node = self.cluster.add_node(num_cpus=2, object_store_memory=200_000_000, env_vars=own)
+        self._nodes[Path(own["RAYDR_CACHE"])] = node
 
-    def take_one_away(self, when: Callable[[], bool]) -> threading.Thread:
-        """Ends the older node at once as soon as `when()`, and gives the cluster another one."""
+    def settle(self) -> None:
+        """Waits until Ray knows which nodes are alive: it counts a dead one's CPUs for half a minute."""
+        while sum(node["Alive"] for node in ray.nodes()) != 1 + len(self._nodes):
+            time.sleep(0.5)
+
+    def take_one_away(self, when: Callable[[Path], bool]) -> threading.Thread:
+        """Ends the first node for whose cache `when` holds, at once."""
 
         def act() -> None:
-            while not when():
+            while not (found := [cache for cache in self._nodes if when(cache)]):
                 time.sleep(0.05)
-            self.cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
-            self._nodes.append(self._add())
+            self.cluster.remove_node(self._nodes.pop(found[0]), allow_graceful=False)
 
         thread = threading.Thread(target=act, daemon=True)
         thread.start()
@@ -67,11 +78,11 @@ class Nodes:
 
 
 def trained(nodes: Nodes, folder: Path, scratch: Path) -> tuple[Artifact, bool]:
-    """A tiny model in the bucket; whether a node was taken away meanwhile."""
+    """A tiny model in the bucket; whether the node that trained it was taken away meanwhile."""
     method = contrastive(tiny_checkpoint(scratch / "checkpoint"))
     config = TrainConfig(**{**SETTINGS, "num_workers": 1, "worker_cpus": 2, "max_steps": 40, "max_failures": 3})
-    log = folder / "train" / METRICS
-    taken = nodes.take_one_away(lambda: len(read_metrics(latest(log))) >= 8)
+    log = folder.relative_to(os.environ["RAYDR_CACHE"]) / "train" / METRICS
+    taken = nodes.take_one_away(lambda cache: len(read_metrics(cache / log)) >= 8)  # the node that trains
     model = train_model(method, config, write_topic_examples(folder / "examples"), folder / "train")
     return model, not taken.is_alive()
 
@@ -84,16 +95,18 @@ def main(url: str, data: str, caches: Path, port: int) -> dict[str, Any]:
         "runtime": "ray",
         "data": {"path": data, "split": "test"},
         "method": {"import_path": "raydr.methods.zero_shot:ZeroShot", "args": {"precision": "float32"}},
-        "embed": {"passages_per_block": 20, "num_workers": 2},
+        "embed": {"passages_per_block": 20, "num_workers": [1, 2]},
         "index": {"num_shards": 4, "factory": "IVF4,Flat", "bm25": {}},
         "search": {"k": 10, "mode": "hybrid"},
     }
     run = RunConfig.model_validate(settings)
     files = bucket_of(run.out / "embed/embeddings")
     assert files is not None
-    taken = nodes.take_one_away(lambda: len(files.sizes()) >= 3)
+    taken = nodes.take_one_away(lambda _: len(files.sizes()) >= 3)
     found: dict[str, Any] = {"embedded": embed(run).manifest.counts, "taken while embedding": not taken.is_alive()}
     taken.join(timeout=60)
+    nodes.add()
+    nodes.settle()
     built = index(run)
     found["indexed"] = built.manifest.counts
     found["run"] = (search(run).path / "run.trec").read_text()
@@ -107,4 +120,5 @@ def main(url: str, data: str, caches: Path, port: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))))
+    print(json.dumps(main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))), flush=True)
+    os._exit(0)  # nodes were killed: Ray's own clearing up at exit would wait for them

@@ -1,5 +1,7 @@
 """Artifacts whose folder is a URL: written here, read on another machine, which is another cache."""
 
+from contextlib import suppress
+
 import pytest
 
 from raydr.artifacts import (
@@ -70,10 +72,9 @@ def test_a_file_that_was_altered_or_lost_is_never_opened(url, elsewhere):
 
 
 def test_a_step_that_was_interrupted_is_no_artifact_anywhere(url, elsewhere):
-    stopped = write_artifact(url, kind="things", config={}, resume=True)
-    (stopped.__enter__().path / "one").write_bytes(b"1")
-    with pytest.raises(KeyboardInterrupt):
-        stopped.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with suppress(KeyboardInterrupt), write_artifact(url, kind="things", config={}, resume=True) as writer:
+        (writer.path / "one").write_bytes(b"1")
+        raise KeyboardInterrupt
     elsewhere()
     with pytest.raises(ArtifactError, match="did not finish"):
         open_artifact(url)
