@@ -304,11 +304,11 @@ def test_an_index_of_another_corpus_is_refused(split_index, index, tmp_path):
 @pytest.mark.parametrize(
     ("nodes", "wanted", "share"),
     [
-        ([2.0, 2.0], [1, 1, 1, 1, 1], 0.666),  # 0.8 each would be the cluster's CPUs, and leave one without a place
-        ([2.0, 2.0], [1, 1, 1, 1], 1.0),
-        ([1.0], [1, 1], 0.5),
-        ([8.0, 0.5], [1, 1, 1], 1.0),
-        ([2.0], [2, 1, 1], 0.333),
+        ([2.0, 2.0], 5 * [1.0], 0.666),  # 0.8 each would be the cluster's CPUs, and leave one without a place
+        ([2.0, 2.0], 4 * [1.0], 1.0),
+        ([1.0], 2 * [1.0], 0.5),
+        ([8.0, 0.5], 3 * [1.0], 1.0),
+        ([2.0], [2.0, 1.0, 1.0], 0.333),
     ],
 )
 def test_every_actor_of_a_search_finds_a_place_on_some_node(monkeypatch, nodes, wanted, share):

@@ -8,10 +8,6 @@ trains there, and takes a node away while it embeds and while it trains. Prints 
 
 from __future__ import annotations
 
-import faulthandler
-
-faulthandler.dump_traceback_later(100, exit=False)
-
 import json
 import os
 import sys
