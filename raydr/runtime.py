@@ -10,7 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
+
+from pydantic import Field
+
+from raydr.config import Config
+from raydr.errors import ConfigError
 
 Runtime: TypeAlias = Literal["auto", "local", "ray"]
 
@@ -57,16 +63,53 @@ def connect(*, dashboard: bool = False) -> str:
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
-def node_cpus() -> list[float]:
-    """CPUs of each node that is alive and has any."""
-    import ray
+class Placement(Config):
+    """Which nodes of a cluster may take the actors (or tasks) of a step."""
 
-    return [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))]
+    labels: dict[str, str] = Field(default_factory=dict)
+    """On Ray: labels that a node must have to take part, such as `{raydr/group: embed}`."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """On Ray: custom resources of a node that each actor takes, by name."""
+
+    def options(self) -> dict[str, Any]:
+        """Those of `ray.remote`."""
+        given = {"label_selector": dict(self.labels), "resources": dict(self.resources)}
+        return {name: value for name, value in given.items() if value}
+
+    def nodes(self) -> list[dict[str, float]]:
+        """Resources of the nodes that are alive, have CPUs, and may take them.
+
+        Where there is none yet, which an autoscaler may change, it is said and all nodes are given, to count with.
+        Raises `ConfigError` on a cluster that was started here, which nobody will enlarge.
+        """
+        import ray
+
+        alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        wanted = self.labels.items()
+        found = [node["Resources"] for node in alive if wanted <= node.get("Labels", {}).items()]
+        found = [own for own in found if all(own.get(name, 0) >= need for name, need in self.resources.items())]
+        if found:
+            return found
+        missing = f"no node of this Ray cluster has {self._as_text()}"
+        if owns_cluster():
+            raise ConfigError(f"{missing}; leave labels and resources out, or start Ray with them and set RAY_ADDRESS")
+        print(f"raydr: {missing}; waiting for one", file=sys.stderr)
+        return [node["Resources"] for node in alive]
+
+    def _as_text(self) -> str:
+        return " and ".join(
+            [f"the label {name}={value}" for name, value in self.labels.items()]
+            + [f"{need:g} of the resource {name}" for name, need in self.resources.items()]
+        )
 
 
-def smallest_node_cpus() -> float:
-    """CPUs of the cluster's smallest node that has any: a task or actor that wants more might find no place."""
-    return min(node_cpus(), default=1)
+PLACEMENT = frozenset(Placement.model_fields)
+"""Settings that say where a step works and nothing of what comes out."""
+
+
+def smallest_node_cpus(nodes: Sequence[Mapping[str, float]]) -> float:
+    """CPUs of the smallest of some nodes: a task or actor that wants more might find no place."""
+    return min((node["CPU"] for node in nodes), default=1)
 
 
 def owns_cluster() -> bool:

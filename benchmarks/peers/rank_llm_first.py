@@ -13,6 +13,9 @@ import time
 import types
 from pathlib import Path
 
+answers = sys.stdout
+sys.stdout = sys.stderr  # vLLM's and rank_llm's own prints, which begin when they are imported
+
 # Its LiT5 rerankers, which nothing here asks for, import names that transformers 5 no longer has.
 _lit5 = types.ModuleType("rank_llm.rerank.listwise.rank_fid")
 _lit5.RankFiDDistill = _lit5.RankFiDScore = object
@@ -20,9 +23,6 @@ sys.modules[_lit5.__name__] = _lit5
 
 from rank_llm.data import Candidate, Query, Request, Result  # noqa: E402
 from rank_llm.rerank.listwise import RankListwiseOSLLM  # noqa: E402
-
-answers = sys.stdout
-sys.stdout = sys.stderr  # vLLM's and rank_llm's own prints
 
 
 def requests_of(lists: list[dict]) -> list[Request]:

@@ -45,7 +45,7 @@ from raydr.index.layout import (
 from raydr.index.recall import measure_recall
 from raydr.index.shard import PASSAGES, VECTORS, Shard, write_passages
 from raydr.index.vectors import Vectors, create, train
-from raydr.runtime import smallest_node_cpus
+from raydr.runtime import PLACEMENT, smallest_node_cpus
 from raydr.storage import bucket_of, latest, publish, remove_file
 from raydr.types import PASSAGE_ID, TEXT, TITLE
 
@@ -72,11 +72,12 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
     """
     inputs = {"corpus": corpus.artifact, "embeddings": embeddings}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
-    if is_finished(out, fingerprint(KIND, config, prints)):
+    settings = config.model_dump(mode="json", exclude=set(PLACEMENT))
+    if is_finished(out, fingerprint(KIND, settings, prints)):
         print(f"index: {out} has this index already", file=sys.stderr)
         return open_artifact(out, kind=KIND, later=True)
     source = EmbeddedCorpus.of(corpus.passage_files, corpus.num_passages, embeddings)
-    with write_artifact(out, kind=KIND, config=config, inputs=inputs, resume=True) as writer:
+    with write_artifact(out, kind=KIND, config=settings, inputs=inputs, resume=True) as writer:
         # After an interruption the finished shards are copies of this one; another training might differ.
         empty = Vectors.empty_copy(out / _EMPTY) if latest(out / _EMPTY).is_file() else trained(source, config)
         records = build_shards(source, empty, config, out, first_number=0, use_ray=use_ray)
@@ -128,7 +129,7 @@ def build_shards(
     empty_index.with_suffix(".tmp").rename(empty_index)
     publish(empty_index)
     plans = _plan(source, config, out.resolve(), empty_index.resolve(), first_number)
-    builder = _on_ray(len(plans)) if use_ray else partial(map, build_shard)
+    builder = _on_ray(config, len(plans)) if use_ray else partial(map, build_shard)
     bar = tqdm(builder(plans), total=len(plans), desc="index", unit="shard", disable=None)
     records = sorted(bar, key=lambda record: record.name)
     remove_file(empty_index)
@@ -193,15 +194,16 @@ def _plan(
     ]
 
 
-def _on_ray(num_shards: int) -> Callable[[list[ShardPlan]], Iterator[ShardRecord]]:
+def _on_ray(config: IndexConfig, num_shards: int) -> Callable[[list[ShardPlan]], Iterator[ShardRecord]]:
     """Builds plans as Ray tasks that share the cluster's CPUs evenly; yields records as they come.
 
     No task asks for more than a node has: it would wait for ever.
     """
     import ray
 
-    cpus = max(1, int(min(ray.cluster_resources().get("CPU", 1) // num_shards, smallest_node_cpus())))
-    task: Any = ray.remote(num_cpus=cpus)(build_shard)
+    nodes = config.nodes()
+    cpus = max(1, int(min(sum(node["CPU"] for node in nodes) // num_shards, smallest_node_cpus(nodes))))
+    task: Any = ray.remote(num_cpus=cpus, scheduling_strategy="SPREAD", **config.options())(build_shard)
 
     def run(plans: list[ShardPlan]) -> Iterator[ShardRecord]:
         pending = [task.remote(plan, cpus) for plan in plans]

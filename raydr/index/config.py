@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field
 
 from raydr.config import Config
+from raydr.runtime import Placement
 
 Device: TypeAlias = Literal["auto", "cpu", "gpu"]
 
@@ -49,7 +50,7 @@ class RecallProbe(Config):
     """Depths k of recall@k."""
 
 
-class IndexConfig(Config):
+class IndexConfig(Placement):
     """Building an index."""
 
     factory: str = "Flat"

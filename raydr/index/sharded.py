@@ -10,7 +10,7 @@ the number of shards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,7 +53,7 @@ class LocalShards:
 
 
 class RayShards(LocalShards):
-    """A Ray actor per shard, as one index. Every node must see the index under the same path."""
+    """A Ray actor per shard, spread over the nodes, as one index that every node sees or brings from its bucket."""
 
     def __init__(
         self,
@@ -64,12 +64,18 @@ class RayShards(LocalShards):
         gpus_per_shard: float = 0.0,
         device: Device = "cpu",
         num_threads: int | None = None,
+        placement: Mapping[str, Any] | None = None,
     ) -> None:
         import ray
 
         super().__init__(reader, parameters=parameters)
         actor: Any = ray.remote(
-            num_cpus=cpus_per_shard, num_gpus=gpus_per_shard, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
+            num_cpus=cpus_per_shard,
+            num_gpus=gpus_per_shard,
+            max_restarts=_RESTARTS,
+            max_task_retries=_RESTARTS,
+            scheduling_strategy="SPREAD",  # an index larger than a node's memory lies on several
+            **(placement or {}),
         )(_ShardActor)
         threads = num_threads or max(1, round(cpus_per_shard))
         path, details = reader.path.resolve(), reader.details

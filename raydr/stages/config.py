@@ -9,11 +9,12 @@ from pydantic import Field, field_validator, model_validator
 from raydr.config import Component, Config
 from raydr.index.config import Device, SearchParameters
 from raydr.index.fusion import FusionConfig
+from raydr.runtime import Placement
 
 Source: TypeAlias = Literal["model", "bm25", "random"]
 
 
-class PoolConfig(Config):
+class PoolConfig(Placement):
     """The Ray actors of a stage that works block by block."""
 
     num_workers: tuple[int, int] | None = None
@@ -89,7 +90,7 @@ class FeedbackConfig(FeedbackSteps):
         return self
 
 
-class SearchConfig(Config):
+class SearchConfig(Placement):
     """Searching an index with a set of queries."""
 
     mode: Literal["dense", "bm25", "hybrid"] = "dense"

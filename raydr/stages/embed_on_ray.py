@@ -21,7 +21,6 @@ import pyarrow as pa
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
 from raydr.progress import followed
-from raydr.runtime import smallest_node_cpus
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
@@ -91,11 +90,11 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
     """A `Stage` that needs passage_id, position and text (title) and gives passage_id, position and embedding."""
 
     def stage(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        import ray
+        import ray.data
 
         schema = dataset.schema()
         require_columns(schema.names if schema is not None else (), NEEDED, stage="embed")
-        pool = worker_pool(config, ray.cluster_resources(), smallest_node_cpus())
+        pool = worker_pool(config, config.nodes())
         return dataset.repartition(target_num_rows_per_block=config.passages_per_block).map_batches(
             _EmbedActor,
             fn_constructor_args=(build_encoder, pool.num_threads, tally),
@@ -106,6 +105,7 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
             compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
             num_cpus=pool.reserved_cpus,
             num_gpus=config.worker_gpus,
+            **config.options(),
         )
 
     return stage

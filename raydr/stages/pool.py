@@ -35,20 +35,21 @@ class WorkerPool:
     reserved_cpus: int | float
 
 
-def worker_pool(config: PoolConfig, resources: Mapping[str, float], node_cpus: float) -> WorkerPool:
-    """The pool for a cluster with these resources (`ray.cluster_resources()`), its smallest node having `node_cpus`.
+def worker_pool(config: PoolConfig, nodes: Sequence[Mapping[str, float]]) -> WorkerPool:
+    """The pool for nodes with these resources.
 
     Reading, writing and the filter of a resumed run each need a whole CPU from Ray's scheduler: actors that reserved
     all of them would wait for ever for rows. So two CPUs always stay free, by reserving less than is used. Raises
     `ConfigError` on a cluster that has not even two.
     """
-    cpus = resources.get("CPU", 0)
+    cpus = sum(node["CPU"] for node in nodes)
     if cpus < _CPUS_LEFT_FREE:
         raise ConfigError(
             f"this stage needs {_CPUS_LEFT_FREE} CPUs on Ray, the cluster has {cpus:g}; use runtime: local"
         )
-    worker_cpus = config.worker_cpus or min(_MOST_WORKER_CPUS, node_cpus)
-    fitting = resources.get("GPU", 0) // config.worker_gpus if config.worker_gpus else cpus // worker_cpus
+    worker_cpus = config.worker_cpus or min(_MOST_WORKER_CPUS, smallest_node_cpus(nodes))
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    fitting = gpus // config.worker_gpus if config.worker_gpus else cpus // worker_cpus
     fewest, most = config.num_workers or (1, max(1, int(fitting)))
     spare = min(worker_cpus, (cpus - _CPUS_LEFT_FREE) / most)
     # Ray takes whole CPUs above one, and fractions below.
@@ -71,7 +72,7 @@ def over_pool(blocks: Sequence[pa.Table], build: Callable[[], Work], config: Poo
     """What the work that `build` makes, once in each actor of a pool, gives for each block; in any order."""
     import ray.data
 
-    pool = worker_pool(config, ray.cluster_resources(), smallest_node_cpus())
+    pool = worker_pool(config, config.nodes())
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
@@ -85,5 +86,6 @@ def over_pool(blocks: Sequence[pa.Table], build: Callable[[], Work], config: Poo
             compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
             num_cpus=pool.reserved_cpus,
             num_gpus=config.worker_gpus,
+            **config.options(),
         )
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -9,7 +9,7 @@ an actor that dies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -53,6 +53,7 @@ class QueryEncoder:
         use_ray: bool,
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
+        placement: Mapping[str, Any] | None = None,
     ) -> None:
         self._actor: Any = None
         self._worker: _Worker | None = None
@@ -60,7 +61,11 @@ class QueryEncoder:
             import ray
 
             actor: Any = ray.remote(
-                num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                max_restarts=_RESTARTS,
+                max_task_retries=_RESTARTS,
+                **(placement or {}),
             )(_Worker)
             self._actor = actor.remote(build_encoder, build_refiner)
         else:

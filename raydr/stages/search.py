@@ -37,7 +37,7 @@ from raydr.index.shard import dense
 from raydr.index.sharded import LocalShards, RayShards
 from raydr.progress import Progress
 from raydr.protocols import Reranker, TopK
-from raydr.runtime import node_cpus
+from raydr.runtime import PLACEMENT
 from raydr.stages.config import SearchConfig
 from raydr.stages.feedback import Teachers, rerank_lists
 from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
@@ -70,7 +70,7 @@ def search_corpus(
     if corpus is not None and reader.artifact.manifest.inputs["corpus"] != corpus.artifact.fingerprint:
         raise ArtifactError(f"{reader.path}: not an index of the corpus in {corpus.path}; build the index again")
     # An index can change under its fingerprint (add, delete), so its version is part of what decides the outcome.
-    settings = config.model_dump(mode="json") | {
+    settings = config.model_dump(mode="json", exclude=set(PLACEMENT)) | {
         "index_version": reader.version,
         "queries": hashlib.sha256(json.dumps([(q.query_id, q.text) for q in queries]).encode()).hexdigest(),
         "method": described(build_encoder),
@@ -132,7 +132,8 @@ class Searcher:
         self._teachers = Teachers(config.feedback) if config.feedback is not None else None
         if self._teachers is not None:
             stack.callback(self._teachers.close)
-        share = _cpu_share([config.encoder_cpus, *reader.num_shards * [config.shard_cpus]]) if use_ray else 1.0
+        wanted = [config.encoder_cpus, *reader.num_shards * [config.shard_cpus]]
+        share = _cpu_share(wanted, [node["CPU"] for node in config.nodes()]) if use_ray else 1.0
         self._encoder = stack.enter_context(
             QueryEncoder(
                 build_encoder,
@@ -140,6 +141,7 @@ class Searcher:
                 use_ray=use_ray,
                 num_cpus=config.encoder_cpus * share,
                 num_gpus=config.encoder_gpus,
+                placement=config.options(),
             )
         )
         _check_stamp(reader, self._encoder.version)
@@ -153,6 +155,7 @@ class Searcher:
                     gpus_per_shard=config.shard_gpus,
                     device=config.device,
                     num_threads=config.num_threads,
+                    placement=config.options(),
                 )
             )
 
@@ -327,12 +330,11 @@ def _check_queries(queries: Sequence[Query]) -> None:
         raise DataError(f"query id {doubled[0]!r} occurs twice; ids must be unique")
 
 
-def _cpu_share(wanted: list[float]) -> float:
+def _cpu_share(wanted: list[float], nodes: list[float]) -> float:
     """What part of the wanted CPUs each actor may have, so that none waits for ever for a place.
 
     An actor has to fit on one node. As many as want the most fit on a node have a place there, whoever comes first.
     """
-    nodes = node_cpus()
     if not nodes:
         raise ConfigError("this Ray cluster has no CPUs to search with; add a worker, or use runtime=local")
     most = max(wanted)

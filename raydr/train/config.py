@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from raydr.config import Config
+from raydr.runtime import Placement
 
 
 class LoraConfig(Config):
@@ -29,7 +30,7 @@ class LoraConfig(Config):
     """Names of the linear layers to adapt; null: what peft knows for the architecture."""
 
 
-class TrainConfig(Config):
+class TrainConfig(Placement):
     """One training run. A step is one update of the weights."""
 
     # --- workers

@@ -36,6 +36,7 @@ from raydr.config import Component, validate
 from raydr.data.examples import ExampleSet
 from raydr.errors import ConfigError, RaydrError
 from raydr.progress import followed
+from raydr.runtime import PLACEMENT
 from raydr.storage import exists, latest, reach, remove_file, remove_folder
 from raydr.train.config import TrainConfig
 from raydr.train.loop import BEST, LAST, REFUSED, Job, train_worker
@@ -47,7 +48,7 @@ STATE = "state"
 _RUN = ".ray_train"
 _ROOM_FOR_A_CHECKPOINT = 1 << 30
 """Bytes; with less left after a training has failed, the disk is a likely cause."""
-_PLACES = frozenset({"worker_cpus", "max_failures", "log_every"})
+_PLACES = PLACEMENT | {"worker_cpus", "max_failures", "log_every"}
 """Settings that do not change what is learned."""
 
 
@@ -170,13 +171,17 @@ def _fit(job: Job, storage: Path) -> Any:
     resources = {
         "CPU": config.worker_cpus,
         **({"GPU": config.worker_gpus} if config.worker_gpus else {}),
+        **config.resources,
     }
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=job.model_dump(mode="json"),
         torch_config=TorchConfig(backend="nccl" if config.worker_gpus else "gloo"),
         scaling_config=api.ScalingConfig(
-            num_workers=config.num_workers, use_gpu=config.worker_gpus > 0, resources_per_worker=resources
+            num_workers=config.num_workers,
+            use_gpu=config.worker_gpus > 0,
+            resources_per_worker=resources,
+            label_selector=config.labels or None,
         ),
         # The same name in the same storage is how Ray Train knows a run that was interrupted.
         run_config=api.RunConfig(
@@ -203,12 +208,10 @@ def _find_room(config: TrainConfig) -> None:
     """Raises `ConfigError` where the workers do not fit a cluster that nobody will enlarge, the one started here; says
     what is waited for on another one.
     """
-    import ray
-
     from raydr import runtime
 
     runtime.connect()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = config.nodes()
     room = sum(_fitting(node, config) for node in nodes)
     if room >= config.num_workers:
         return

@@ -22,7 +22,7 @@ from raydr.index.reader import IndexReader
 from raydr.index.shard import VectorIndex
 from raydr.pipeline import Pipeline
 from raydr.stages.config import SearchConfig
-from raydr.stages.search import search_corpus
+from raydr.stages.search import _cpu_share, search_corpus
 from raydr.types import Hit, Passage, Query
 from tests.corpora import METHOD, WordCounts, embedded_corpus
 
@@ -311,11 +311,8 @@ def test_an_index_of_another_corpus_is_refused(split_index, index, tmp_path):
         ([2.0], [2.0, 1.0, 1.0], 0.333),
     ],
 )
-def test_every_actor_of_a_search_finds_a_place_on_some_node(monkeypatch, nodes, wanted, share):
-    from raydr.stages import search as module
-
-    monkeypatch.setattr(module, "node_cpus", lambda: nodes)
-    found = module._cpu_share(wanted)
+def test_every_actor_of_a_search_finds_a_place_on_some_node(nodes, wanted, share):
+    found = _cpu_share(wanted, nodes)
     assert found == pytest.approx(share)
     free = list(nodes)
     for cpus in wanted:  # on whichever node comes first

@@ -51,9 +51,17 @@ class Nodes:
 
     def add(self) -> None:
         self._count += 1
-        own = self._environment(f"node{self._count}")
-        node = self.cluster.add_node(num_cpus=2, object_store_memory=200_000_000, env_vars=own)
+        name = f"node{self._count}"
+        own = self._environment(name)
+        node = self.cluster.add_node(
+            num_cpus=2, object_store_memory=200_000_000, env_vars=own, labels={"raydr/group": name}
+        )
         self._nodes[Path(own["RAYDR_CACHE"])] = node
+
+    def holding(self, pattern: str) -> dict[str, int]:
+        """How many files of that pattern lie in each node's cache."""
+        counts = {cache.name: len(list(cache.glob(f"s3/*/*/{pattern}"))) for cache in self._nodes}
+        return {name: count for name, count in counts.items() if count}
 
     def settle(self) -> None:
         """Waits until Ray knows which nodes are alive: it counts a dead one's CPUs for half a minute."""
@@ -92,7 +100,7 @@ def main(url: str, data: str, caches: Path, port: int) -> dict[str, Any]:
         "data": {"path": data, "split": "test"},
         "method": {"import_path": "raydr.methods.zero_shot:ZeroShot", "args": {"precision": "float32"}},
         "embed": {"passages_per_block": 20, "num_workers": [1, 2]},
-        "index": {"num_shards": 4, "factory": "IVF4,Flat", "bm25": {}},
+        "index": {"num_shards": 4, "factory": "IVF4,Flat", "bm25": {}, "labels": {"raydr/group": "node3"}},
         "search": {"k": 10, "mode": "hybrid"},
     }
     run = RunConfig.model_validate(settings)
@@ -105,8 +113,10 @@ def main(url: str, data: str, caches: Path, port: int) -> dict[str, Any]:
     nodes.settle()
     built = index(run)
     found["indexed"] = built.manifest.counts
+    found["built on"] = nodes.holding("index/shards/*/vectors.faiss")
     found["run"] = (search(run).path / "run.trec").read_text()
     found["here"] = sorted(path.name for path in (run.out / "embed/embeddings").glob("*.parquet"))
+    found["searched on"] = nodes.holding("index/shards/*/vectors.faiss")
     with serving(built.path, host="127.0.0.1", port=port) as address:
         asked = {"queries": ["number 7"], "k": 3}
         found["served"] = httpx.post(f"{address}/v1/search", json=asked, timeout=60).raise_for_status().json()
