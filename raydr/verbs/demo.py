@@ -3,10 +3,10 @@
 Notable: every part is the real one: Ray Data embeds with a pretrained encoder, FAISS shards and BM25 are built as Ray
 tasks, three ways of searching are measured side by side on held-out questions, AR2 trains a retriever and a ranker
 against each other on Ray Train for two short rounds and is measured beside them, and Ray Serve answers over HTTP with
-both. With `first=true` a small language model learns to rerank as FIRST does, and is served on vLLM beside them. A
-second run reuses what is finished. Without a terminal the server is stopped after its sample answers.
+both. A small language model learns to rerank as FIRST does, and is served on vLLM beside them. A second run reuses what
+is finished. Without a terminal the server is stopped after its sample answers.
 
-    raydr demo                 raydr demo size=all                 raydr demo train=false --no-serve
+    raydr demo            raydr demo size=all            raydr demo first=false            raydr demo train=false --no-serve
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class DemoConfig(Config):
     hundreds of model folders, whose documentation is one text with names changed, are left out at any size."""
     train: bool = True
     """Whether a retriever and a ranker are trained; without, the pretrained encoder is served."""
-    first: bool = False
-    """Whether, with `train`, a small language model is trained to rerank as well, and served on vLLM. Takes minutes
-    more, and is unfinished: its order is no better yet than the one it is given."""
+    first: bool = True
+    """Whether, with `train`, a small language model is trained to rerank as well, and served on vLLM: some minutes,
+    which show how FIRST works; docs/results.md has what half an hour of it gains."""
     port: int = 8000
     """Port of the search page on 127.0.0.1."""
     serve: bool = True
@@ -194,7 +194,7 @@ def _train_first(run: RunConfig) -> Component:
     args = {
         "engine": {"model": "minilm", "dtype": "float32", "cache_gib": 0.25},
         "start": "encoder",
-        "span_steps": 120,
+        "span_steps": 200,
         "span_batch_size": 16,
         "window_size": 5,
         "stride": 3,
@@ -208,7 +208,7 @@ def _train_first(run: RunConfig) -> Component:
         update={
             "out": run.out / "first",
             "method": Component(import_path=FIRST, args=args),
-            "mine": MineConfig(base_index=str(run.out / "index"), num_negatives=9, last_rank=20, fraction=0.98),
+            "mine": MineConfig(base_index=str(run.out / "index"), num_negatives=9, last_rank=20),
             "train": TrainConfig(
                 batch_size=8,
                 max_steps=100,

@@ -37,7 +37,7 @@ def test_what_was_trained_stands_beside_the_rest(tmp_path, monkeypatch, capsys):
     """Two rounds of AR2 in this process, whose trainings are not Ray Train's; what is made of them is real."""
     monkeypatch.setattr("raydr.runtime.uses_ray", lambda *_, **__: False)
     monkeypatch.setattr("raydr.data.api_docs.PACKAGES", ["fastapi", "httpx", "pydantic"])
-    demo(DemoConfig(out=tmp_path, size=120, serve=False))
+    demo(DemoConfig(out=tmp_path, size=120, first=False, serve=False))
     table = (tmp_path / "evaluate_trained/summary.txt").read_text()
     assert table in capsys.readouterr().out
     assert all(f" {name} " in table for name in ("BM25", "dense", "hybrid", "AR2", "AR2 + ranker"))
