@@ -329,7 +329,7 @@ def rank_llm(options: argparse.Namespace, folder: Path, _: str) -> None:
     own.start()
     texts = Texts(options.data, folder, own.engine.tokenizer)
     numbers = iter(range(10**6))
-    asked = [[texts.window(100, 100, next(numbers)) for _ in range(8)] for _ in range(options.rounds + 1)]
+    asked = [[_ascii(*texts.window(100, 100, next(numbers))) for _ in range(8)] for _ in range(options.rounds + 1)]
     file = folder / "lists.json"
     file.write_text(json.dumps([[{"query": q, "passages": own} for q, own in lists] for lists in asked]))
     peer = subprocess.Popen(
@@ -383,6 +383,15 @@ def rank_llm(options: argparse.Namespace, folder: Path, _: str) -> None:
         markdown(columns, [row]),
         {"times": times, "equal": equal},
     )
+
+
+def _ascii(query: str, passages: list[str]) -> tuple[str, list[str]]:
+    """Without what rank_llm's ftfy would write in another way."""
+    return _plain(query), [_plain(passage) for passage in passages]
+
+
+def _plain(text: str) -> str:
+    return text.encode("ascii", "ignore").decode()
 
 
 def made_of_minilm(folder: Path) -> Path:

@@ -6,7 +6,7 @@ against each other on Ray Train for two short rounds and is measured beside them
 both. A small language model learns to rerank as FIRST does, and is served on vLLM beside them. A second run reuses what
 is finished. Without a terminal the server is stopped after its sample answers.
 
-    raydr demo            raydr demo size=all            raydr demo first=false            raydr demo train=false --no-serve
+    raydr demo        raydr demo size=all        raydr demo first=false        raydr demo train=false --no-serve
 """
 
 from __future__ import annotations
