@@ -123,7 +123,7 @@ def embed_files(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # On this node, with which the job would end anyway: on another one its loss would end the job.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Tally).remote()
     columns = [PASSAGE_ID, POSITION, TITLE, TEXT]
     filesystem, (checkpoints, target) = reach([out / CHECKPOINTS, folder])
