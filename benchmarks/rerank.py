@@ -17,7 +17,7 @@ batch: many windows at once, raydr's engine and a padded batch through transform
 lists: lists of 100 by sliding windows of 20, one list and eight at a time
 served: `/v1/rerank` on Ray Serve, 1, 4 and 16 callers, windows of 20
 rank_llm: its FIRST path (installed in FOLDER, as benchmarks/peers/rank_llm_first.py says) over the same lists of 100
-    passages, with the same prompts, both in float32, and a model that answers (benchmarks/answering_lm.py)
+    passages, with the same prompts, both compiled in float32, and a model that answers (benchmarks/answering_lm.py)
 
 Before a time counts, FIRST's scores must equal a transformers forward pass to 1e-3 (bfloat16: 0.25) and order the
 window as it does, but for scores that lie nearer than that.
@@ -322,7 +322,7 @@ def rank_llm(options: argparse.Namespace, folder: Path, _: str) -> None:
     corpus = ingest(DataConfig(path=str(options.data), split="test"), folder / "texts")
     passages = [text for table in Corpus.open(corpus.path).passages(["text"]) for text in table["text"].to_pylist()]
     model = str(answering_lm(passages[:2000], folder / "answering", template=str(template)))
-    engine = EngineConfig(model=model, backend="vllm", dtype="float32", max_model_tokens=4096)
+    engine = EngineConfig(model=model, backend="vllm", dtype="float32", max_model_tokens=4096, compile=True)
     prompt = PromptConfig(template=str(template))
     own = FirstReranker(ListwiseConfig(engine=engine, prompt=prompt, window_size=20, stride=10))
     own.start()

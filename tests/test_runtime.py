@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from raydr.runtime import AUTO_RAY_PASSAGES, connect, in_cluster, owns_cluster, uses_ray
+from raydr.errors import ConfigError
+from raydr.runtime import AUTO_RAY_PASSAGES, Placement, connect, in_cluster, owns_cluster, uses_ray
 
 
 @pytest.fixture
@@ -72,3 +73,48 @@ def test_a_cluster_started_here_can_be_stopped():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False", "False"]
+
+
+def node(cpus, labels=None, *, alive=True, **resources):
+    return {"Alive": alive, "Resources": {"CPU": cpus, **resources} if cpus else {}, "Labels": labels or {}}
+
+
+NODES = [
+    node(0),
+    node(2.0, {"raydr/group": "cpu"}),
+    node(4.0, {"raydr/group": "embed", "zone": "a"}, fast_disk=1.0),
+    node(8.0, {"raydr/group": "embed"}, alive=False),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpus"),
+    [
+        ({}, [2.0, 4.0]),
+        ({"labels": {"raydr/group": "embed"}}, [4.0]),
+        ({"labels": {"raydr/group": "embed", "zone": "a"}, "resources": {"fast_disk": 1}}, [4.0]),
+        ({"labels": {"raydr/group": "llm"}}, [2.0, 4.0]),  # none yet: all, to count with
+    ],
+)
+def test_the_nodes_that_may_take_a_step(settings, cpus, monkeypatch, capsys):
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: NODES)
+    placement = Placement(**settings)
+    assert [own["CPU"] for own in placement.nodes()] == cpus
+    assert ("raydr/group=llm; waiting for one" in capsys.readouterr().err) == ("llm" in str(settings))
+
+
+def test_a_cluster_of_ones_own_is_not_waited_for(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: NODES)
+    monkeypatch.setattr("raydr.runtime.owns_cluster", lambda: True)
+    with pytest.raises(ConfigError, match=r"no node .* has the label zone=b and 2 of the resource fast_disk"):
+        Placement(labels={"zone": "b"}, resources={"fast_disk": 2}).nodes()
+
+
+def test_what_is_not_asked_for_is_not_said_to_ray():
+    assert Placement().options() == {}
+    options = Placement(labels={"a": "b"}, resources={"x": 1.5}).options()
+    assert options == {"label_selector": {"a": "b"}, "resources": {"x": 1.5}}

@@ -48,6 +48,8 @@ class EngineConfig(Config):
     """vllm: share of a GPU's memory for weights and cache."""
     cache_gib: float = Field(default=1.0, gt=0)
     """vllm on a CPU: memory for keys and values."""
+    compile: bool | None = None
+    """vllm: compile the network when the engine starts, which takes about a minute on a CPU; null: on GPUs only."""
     prefix_caching: bool = True
     """vllm: keep what prompts have in common."""
     url: str | None = None

@@ -102,7 +102,7 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "pipeline_parallel_size": config.pipeline_parallel,
         "gpu_memory_utilization": config.gpu_memory_share,
         "enable_prefix_caching": config.prefix_caching,
-        "enforce_eager": not _has_gpu(),
+        "enforce_eager": not (_has_gpu() if config.compile is None else config.compile),
         "enable_log_requests": False,
         "disable_log_stats": True,
     }
