@@ -222,7 +222,7 @@ def test_ir_datasets_without_a_network_says_so(tmp_path: Path) -> None:
 def test_unknown_path_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         ingest(DataConfig(path=str(tmp_path / "missing")), tmp_path / "out")
-    with pytest.raises(DataError, match="pyarrow cannot open this URI"):
+    with pytest.raises(DataError, match="neither pyarrow nor fsspec can open this URI"):
         ingest(DataConfig(path="nosuchscheme://bucket/x"), tmp_path / "out")
     (tmp_path / "notes.md").write_text("hello")
     with pytest.raises(DataError, match=r"cannot tell the format \(found: notes.md\)"):
