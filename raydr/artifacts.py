@@ -34,7 +34,7 @@ from pydantic import BaseModel, ValidationError
 from raydr.bucket import BRINGING, bring, bring_files, bring_manifest, clear, is_hidden, manifest_above, take_there
 from raydr.errors import ArtifactError, ConfigError
 from raydr.manifest import MANIFEST, FileRecord, Manifest, file_sha256, fsync, write_durably
-from raydr.storage import Bucket, bucket_of, leased, locked, place, url_of
+from raydr.storage import Bucket, bucket_of, leased, locked, named, place, url_of
 from raydr.version import __version__
 
 __all__ = [  # those of other modules, as the rest of raydr knows them
@@ -113,13 +113,13 @@ def open_artifact(path: str | Path, *, kind: str | None = None, later: bool = Fa
     if not (path / MANIFEST).is_file():
         unfinished = (path / _IN_PROGRESS).exists() or (bucket is not None and bucket.read(_IN_PROGRESS) is not None)
         reason = "its step did not finish; run it again, it resumes" if unfinished else "no artifact here"
-        raise ArtifactError(f"{path}: {reason} (no {MANIFEST})")
+        raise ArtifactError(f"{named(path)}: {reason} (no {MANIFEST})")
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except ValidationError as error:
-        raise ArtifactError(f"{path / MANIFEST}: not a raydr manifest: {error}") from error
+        raise ArtifactError(f"{named(path / MANIFEST)}: not a raydr manifest: {error}") from error
     if kind is not None and manifest.kind != kind:
-        raise ArtifactError(f"{path}: holds {manifest.kind!r}, but {kind!r} is needed here")
+        raise ArtifactError(f"{named(path)}: holds {manifest.kind!r}, but {kind!r} is needed here")
     for name in manifest.files:
         _check_relative(path, name)
     if bucket is not None and not later:
@@ -326,7 +326,7 @@ def _exclusive(path: Path, bucket: Bucket | None) -> Generator[None]:
         if held and bucket is not None:  # whoever holds the machine's lock may take over this machine's lease
             held = stack.enter_context(leased(bucket))
         if not held:
-            raise ArtifactError(f"{path}: another process is writing this artifact; wait for it to finish")
+            raise ArtifactError(f"{named(path)}: another process is writing this artifact; wait for it to finish")
         yield
 
 

@@ -302,9 +302,13 @@ def _verb_function(verb: str) -> Any:
 
 def _location(text: str) -> Path:
     """A path, or the place of a bucket's URL."""
+    from raydr.errors import ConfigError
     from raydr.storage import place
 
-    return place(text)
+    try:
+        return place(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _warn_of_paths_inside_a_job(out: Path) -> None:

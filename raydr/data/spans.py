@@ -23,6 +23,7 @@ from raydr.artifacts import fingerprint, is_finished, write_artifact
 from raydr.data.corpus import QRELS, QUERIES, QUERIES_KIND, Corpus, QuerySet
 from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter, passage_table
 from raydr.errors import DataError
+from raydr.storage import named
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Passage, Query
 
 
@@ -48,7 +49,7 @@ def span_examples(
         "seed": seed,
     }
     if is_finished(out, fingerprint(KIND, settings, {"corpus": corpus.artifact.fingerprint})):
-        print(f"spans: {out} has these examples already", file=sys.stderr)
+        print(f"spans: {named(out)} has these examples already", file=sys.stderr)
         return ExampleSet.open(out)
     long_enough = _long_enough(corpus, PASSAGE_ID, chunk_words)
     if len(long_enough) <= num_negatives:
@@ -96,7 +97,7 @@ def span_queries(
     """
     settings = {"num_queries": num_queries, "span_words": list(span_words), "seed": seed}
     if is_finished(out, fingerprint(QUERIES_KIND, settings, {"corpus": corpus.artifact.fingerprint})):
-        print(f"spans: {out} has these queries already", file=sys.stderr)
+        print(f"spans: {named(out)} has these queries already", file=sys.stderr)
         return QuerySet.open(out)
     judged = DOCUMENT_ID if corpus.is_split else PASSAGE_ID
     passages = _long_enough(corpus, judged, span_words[1])

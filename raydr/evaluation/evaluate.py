@@ -32,6 +32,7 @@ from raydr.evaluation.config import EvaluateConfig
 from raydr.evaluation.curves import RocCurve, ScorePool, area_per_query, pooled_curve, score_pools
 from raydr.evaluation.plots import save_plot
 from raydr.evaluation.report import render_report
+from raydr.storage import named
 from raydr.types import QUERY_ID, Qrels, Query, Run
 
 KIND = "evaluation"
@@ -63,7 +64,7 @@ def evaluate_run(
     # Without the artifacts they came from, nothing says whether the runs are still the same ones.
     prints = {key: artifact.fingerprint for key, artifact in (inputs or {}).items()}
     if prints and is_finished(out, fingerprint(KIND, settings, prints)):
-        print(f"evaluate: {out} has this evaluation already", file=sys.stderr)
+        print(f"evaluate: {named(out)} has this evaluation already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     comparison = compare_runs(runs, qrels, config)
     pools = {

@@ -46,7 +46,7 @@ from raydr.index.recall import measure_recall
 from raydr.index.shard import PASSAGES, VECTORS, Shard, write_passages
 from raydr.index.vectors import Vectors, create, train
 from raydr.runtime import PLACEMENT, smallest_node_cpus
-from raydr.storage import bucket_of, latest, publish, remove_file
+from raydr.storage import bucket_of, latest, named, publish, remove_file
 from raydr.types import PASSAGE_ID, TEXT, TITLE
 
 _EMPTY = ".empty.faiss"
@@ -74,7 +74,7 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     settings = config.model_dump(mode="json", exclude=set(PLACEMENT))
     if is_finished(out, fingerprint(KIND, settings, prints)):
-        print(f"index: {out} has this index already", file=sys.stderr)
+        print(f"index: {named(out)} has this index already", file=sys.stderr)
         return open_artifact(out, kind=KIND, later=True)
     source = EmbeddedCorpus.of(corpus.passage_files, corpus.num_passages, embeddings)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs, resume=True) as writer:

@@ -52,7 +52,7 @@ def embed_corpus(
     encoder = build_encoder()  # only asked for its stamp here, which loads no weights
     settings = {"method": _deciding(method), "encoder_version": encoder.version}
     if is_finished(out, fingerprint(KIND, settings, {"corpus": corpus.artifact.fingerprint})):
-        print(f"embed: {out} has these embeddings already", file=sys.stderr)
+        print(f"embed: {storage.named(out)} has these embeddings already", file=sys.stderr)
         return open_artifact(out, kind=KIND, later=True)
     with write_artifact(out, kind=KIND, config=settings, inputs={"corpus": corpus.artifact}, resume=True) as writer:
         folder = out / EMBEDDINGS

@@ -39,6 +39,7 @@ from raydr.progress import Progress
 from raydr.stages.config import MineConfig, SearchConfig, Source
 from raydr.stages.negatives import Candidates, Choice, choose, score_limits
 from raydr.stages.search import Searcher, described
+from raydr.storage import named
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, TEXT, TITLE, Query
 
 _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
@@ -127,7 +128,7 @@ def mine_negatives(
     inputs = {"index": reader.artifact, "queries": queries.artifact}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
-        print(f"mine: {out} has these examples already", file=sys.stderr)
+        print(f"mine: {named(out)} has these examples already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer, ExitStack() as stack:
         judged, num_without = _judged(queries, reader)

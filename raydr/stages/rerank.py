@@ -34,6 +34,7 @@ from raydr.stages.config import RerankConfig
 from raydr.stages.feedback import rerank_lists
 from raydr.stages.pool import over_pool
 from raydr.stages.search import KIND, HitsTable
+from raydr.storage import named
 from raydr.types import PASSAGE_ID, QUERY_ID, SCORE, TEXT, Hit, Passage, Query, Run
 
 _LISTS = pa.schema(
@@ -74,7 +75,7 @@ def rerank_run(
     inputs = {"index": reader.artifact, **artifacts_named_in({"reranker": settings["reranker"]})}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
-        print(f"rerank: {out} has this run already", file=sys.stderr)
+        print(f"rerank: {named(out)} has this run already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     heads = [_head(query_id, texts[query_id], hits[: config.depth]) for query_id, hits in run.items()]
     blocks = [

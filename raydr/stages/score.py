@@ -32,6 +32,7 @@ from raydr.errors import ArtifactError, ConfigError
 from raydr.progress import Progress
 from raydr.stages.config import ScoreConfig
 from raydr.stages.pool import over_pool
+from raydr.storage import named
 
 KIND = "scores"
 SCORES = "scores.parquet"
@@ -58,7 +59,7 @@ def score_examples(
     inputs = {"examples": examples.artifact, **artifacts_named_in(settings)}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
-        print(f"score: {out} has these scores already", file=sys.stderr)
+        print(f"score: {named(out)} has these scores already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     starts = range(0, len(examples), config.queries_per_block)
     blocks = [pa.table({"row": range(start, min(start + config.queries_per_block, len(examples)))}) for start in starts]

@@ -80,7 +80,7 @@ def search_corpus(
     inputs = {"index": reader.artifact, **artifacts_named_in(named)}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
-        print(f"search: {out} has this run already", file=sys.stderr)
+        print(f"search: {named(out)} has this run already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer, ExitStack() as stack:
         searcher = Searcher(reader, config, build_encoder, build_refiner, use_ray=use_ray, stack=stack)

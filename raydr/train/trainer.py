@@ -37,7 +37,7 @@ from raydr.data.examples import ExampleSet
 from raydr.errors import ConfigError, RaydrError
 from raydr.progress import followed
 from raydr.runtime import PLACEMENT
-from raydr.storage import exists, latest, reach, remove_file, remove_folder
+from raydr.storage import exists, latest, named, reach, remove_file, remove_folder
 from raydr.train.config import TrainConfig
 from raydr.train.loop import BEST, LAST, REFUSED, Job, train_worker
 from raydr.train.metrics import METRICS, read_metrics
@@ -81,7 +81,7 @@ def train_model(
         inputs["dev"] = dev.artifact
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
-        print(f"train: {out} has this model already", file=sys.stderr)
+        print(f"train: {named(out)} has this model already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     _check(method, config, has_dev=dev is not None)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs, resume=True) as writer:
