@@ -76,8 +76,8 @@ def search_corpus(
         "method": described(build_encoder),
     }
     # The version stands for the encoder, and says nothing of what refines and reranks.
-    named = {"method": settings["method"], "feedback": settings["feedback"]}
-    inputs = {"index": reader.artifact, **artifacts_named_in(named)}
+    chosen = {"method": settings["method"], "feedback": settings["feedback"]}
+    inputs = {"index": reader.artifact, **artifacts_named_in(chosen)}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
         print(f"search: {named(out)} has this run already", file=sys.stderr)
