@@ -41,6 +41,7 @@ from raydr.runtime import PLACEMENT
 from raydr.stages.config import SearchConfig
 from raydr.stages.feedback import Teachers, rerank_lists
 from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
+from raydr.storage import named
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
 
 KIND = "run"
