@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import PlainSerializer, PlainValidator
 
 from raydr.errors import ArtifactError, ConfigError, DataError
 
@@ -110,9 +110,18 @@ def _root() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/raydr").expanduser().resolve()
 
 
+def _placed(value: Any) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise ValueError(f"must be a path or a URL, not {value!r}")  # noqa: TRY004 (pydantic tells nobody of others)
+    try:
+        return place(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
 Location = Annotated[
     Path,
-    BeforeValidator(lambda value: place(value) if isinstance(value, (str, Path)) else value),
+    PlainValidator(_placed, json_schema_input_type=str),
     PlainSerializer(named, when_used="json"),
 ]
 """A path, or the URL of a folder in a bucket, whose place it then is."""

@@ -5,9 +5,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from raydr import storage
-from raydr.config import Config
+from raydr.config import Config, validate
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.storage import Location, bucket_of, leased, place, url_of
 
@@ -125,3 +126,11 @@ def test_one_process_brings_a_file_while_the_others_wait(url):
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_a_location_is_read_from_python_and_from_json_alike(cache):
+    assert Where.model_validate_json('{"out": "s3://b/runs"}') == Where(out=cache / "s3/b/runs")
+    with pytest.raises(ValidationError, match="must be a path or a URL, not 7"):
+        Where.model_validate({"out": 7})
+    with pytest.raises(ConfigError, match="out: .*not a folder of a bucket"):
+        validate(Where, {"out": "s3://b/x?y=1"}, where="where")
