@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -82,7 +83,9 @@ class DemoConfig(Config):
 def demo(config: DemoConfig) -> None:
     """Runs the whole demo; returns when the server is interrupted, or at once after its answers without a terminal."""
     started = time.monotonic()
-    has_first = config.train and config.first
+    has_first = config.train and config.first and find_spec("vllm") is not None
+    if config.train and config.first and not has_first:
+        print("vLLM is not installed here (make setup says why), so FIRST is left out.", file=sys.stderr)
     steps = _Steps(total=5 + 2 * config.train + has_first + config.serve)
     if config.serve:
         check_port("127.0.0.1", config.port)  # now, not after minutes of work
