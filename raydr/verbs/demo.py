@@ -85,7 +85,7 @@ def demo(config: DemoConfig) -> None:
     started = time.monotonic()
     has_first = config.train and config.first and find_spec("vllm") is not None
     if config.train and config.first and not has_first:
-        print("vLLM is not installed here (make setup says why), so FIRST is left out.", file=sys.stderr)
+        print("FIRST is left out: vLLM is not installed here (docs/install.md).", file=sys.stderr)
     steps = _Steps(total=5 + 2 * config.train + has_first + config.serve)
     if config.serve:
         check_port("127.0.0.1", config.port)  # now, not after minutes of work
