@@ -5,9 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ray.train import Checkpoint
 
 from raydr.artifacts import MANIFEST
 from raydr.data.examples import ExampleSet
@@ -21,7 +23,7 @@ def instant_training(monkeypatch: pytest.MonkeyPatch) -> None:
     moved by something that depends on its settings and on its first batch, a teacher's scores included.
     """
 
-    def fit(job: Job, storage: Path) -> Path:
+    def fit(job: Job, storage: Path) -> Any:
         method = job.method.build()
         method.build_objective()
         batches = method.build_batches(ExampleSet.open(job.examples), batch_size=2, seed=job.train.seed)
@@ -34,7 +36,7 @@ def instant_training(monkeypatch: pytest.MonkeyPatch) -> None:
         method.save_model(network, job.out / LAST)
         (storage / "checkpoint").mkdir(parents=True)
         (storage / "checkpoint/state").write_text(str(job.train.max_steps))
-        return storage / "checkpoint"
+        return Checkpoint.from_directory(str(storage / "checkpoint"))
 
     monkeypatch.setattr(trainer, "_fit", fit)
     monkeypatch.setattr("raydr.steps.runtime.connect", lambda **_: "")

@@ -140,7 +140,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(trained, method, examples, tmp_pat
     settings = {**SETTINGS, "schedule_steps": 12, "keep": "last"}
     first_half = TrainConfig(**{**settings, "max_steps": 6})
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.shutil, "copytree", die)
+        patch.setattr("ray.train.Checkpoint.to_directory", die)
         with pytest.raises(Killed):
             train_model(method, first_half, examples, tmp_path / "first", keep_state=True)
     first = train_model(method, first_half, examples, tmp_path / "first", keep_state=True)
