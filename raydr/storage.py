@@ -304,9 +304,9 @@ def remove_file(file: Path) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether a folder (or file) is there, in its bucket where it has one."""
+    """Whether a folder is there, in its bucket where it has one."""
     bucket = bucket_of(path)
-    return path.exists() if bucket is None else bucket.read("") is not None or bool(bucket.sizes())
+    return path.exists() if bucket is None else bool(bucket.sizes())
 
 
 def in_parallel(work: Any, names: Iterable[str]) -> list[Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.servers import free_port, wait_until_ready
 
 VARIABLES = {
     "AWS_ACCESS_KEY_ID": "tests",
@@ -26,17 +25,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the server; the environment says so, also to processes that tests start."""
     import boto3
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
-    log = (tmp_path_factory.mktemp("moto") / "log").open("w")
+    log = tmp_path_factory.mktemp("moto") / "log"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=log)
+    with log.open("w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=output)
     before = dict(os.environ)
     os.environ.update(VARIABLES, AWS_ENDPOINT_URL=address)
     try:
-        _wait(address, server)
+        wait_until_ready(f"{address}/moto-api/data.json", server, log, timeout_s=30)
         boto3.client("s3").create_bucket(Bucket="raydr-tests")
         yield address
     finally:
@@ -44,18 +42,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait()
         os.environ.clear()
         os.environ.update(before)
-
-
-def _wait(address: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
-        assert server.poll() is None
-        try:
-            urllib.request.urlopen(f"{address}/moto-api/data.json", timeout=1)
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError("moto's server does not answer")
 
 
 @pytest.fixture

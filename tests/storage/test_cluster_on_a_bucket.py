@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from raydr.verbs.config import RunConfig
 from raydr.verbs.embed import embed
 from raydr.verbs.index import index
 from raydr.verbs.search import search
+from tests.servers import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 NUM_PASSAGES = 400
@@ -39,11 +39,8 @@ def collection(tmp_path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nodes_without_a_shared_disk(url, collection, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     script = REPOSITORY / "tests/storage/nodes_without_a_shared_disk.py"
-    command = [sys.executable, str(script), url, str(collection), str(tmp_path / "caches"), str(port)]
+    command = [sys.executable, str(script), url, str(collection), str(tmp_path / "caches"), str(free_port())]
     own = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAYDR_CACHE": str(tmp_path / "caches/driver")}
     done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-6000:]
