@@ -26,7 +26,9 @@ _CHAT = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-_STEPS, _BATCH, _WORDS = 60, 8, 12
+_STEPS = [(60, 8, 12), (60, 1, 85)]
+"""Steps, windows in one, most words of a passage: what it answers to the long windows of a benchmark is learned at that
+length, or it writes no bracket there."""
 
 
 def answering_lm(texts: Sequence[str], folder: Path, *, template: str | None = None) -> Path:
@@ -58,7 +60,7 @@ def answering_lm(texts: Sequence[str], folder: Path, *, template: str | None = N
             window_size=20,
             objective="generation",
             neftune_alpha=0,
-            max_prompt_tokens=1024,
+            max_prompt_tokens=4096,
         )
     )
     model, objective, tokens = method.build_model().train(), method.build_objective(), method.build_tokenizer()
@@ -66,13 +68,13 @@ def answering_lm(texts: Sequence[str], folder: Path, *, template: str | None = N
     rng = np.random.default_rng(0)
     words = " ".join(texts).split()
     loss = torch.tensor(0.0)
-    for _ in range(_STEPS):
-        size = int(rng.integers(2, 21))
-        starts = rng.integers(len(words) - _WORDS, size=(_BATCH, size))
-        groups = [[Passage("", " ".join(words[start : start + _WORDS])) for start in row] for row in starts]
+    for batch, longest in [stage[1:] for stage in _STEPS for _ in range(stage[0])]:
+        size, length = int(rng.integers(2, 21)), int(rng.integers(longest // 2, longest + 1))
+        starts = rng.integers(len(words) - length, size=(batch, size))
+        groups = [[Passage("", " ".join(words[start : start + length])) for start in row] for row in starts]
         queries = [Query("", " ".join(words[row[0] : row[0] + 5])) for row in starts]
-        orders = torch.from_numpy(rng.permuted(np.tile(np.arange(size), (_BATCH, 1)), axis=1)).float()
-        labels = Labels(torch.arange(_BATCH * size), torch.zeros(_BATCH, 1, dtype=torch.int64), teacher_scores=orders)
+        orders = torch.from_numpy(rng.permuted(np.tile(np.arange(size), (batch, 1)), axis=1)).float()
+        labels = Labels(torch.arange(batch * size), torch.zeros(batch, 1, dtype=torch.int64), teacher_scores=orders)
         output = objective(model, TrainBatch(labels, pairs=pad(tokens.tokenize(queries, groups)["pairs"], 0)))
         optimizer.zero_grad()
         output.loss.backward()

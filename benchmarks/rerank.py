@@ -17,8 +17,7 @@ batch: many windows at once, raydr's engine and a padded batch through transform
 lists: lists of 100 by sliding windows of 20, one list and eight at a time
 served: `/v1/rerank` on Ray Serve, 1, 4 and 16 callers, windows of 20
 rank_llm: its FIRST path (installed in FOLDER, as benchmarks/peers/rank_llm_first.py says) over the same lists of 100
-    passages, with the same prompts, both compiled in float32, and a model that answers (benchmarks/answering_lm.py);
-    unfinished: run to its end only with each side's own precision and compilation
+    passages, with the same prompts, both compiled in float32, and a model that answers (benchmarks/answering_lm.py)
 
 Before a time counts, FIRST's scores must equal a transformers forward pass to 1e-3 (bfloat16: 0.25) and order the
 window as it does, but for scores that lie nearer than that.

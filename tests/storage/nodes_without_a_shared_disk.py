@@ -118,8 +118,10 @@ def main(url: str, data: str, caches: Path, port: int) -> dict[str, Any]:
     found["here"] = sorted(path.name for path in (run.out / "embed/embeddings").glob("*.parquet"))
     found["searched on"] = nodes.holding("index/shards/*/vectors.faiss")
     with serving(built.path, host="127.0.0.1", port=port) as address:
-        asked = {"queries": ["number 7"], "k": 3}
-        found["served"] = httpx.post(f"{address}/v1/search", json=asked, timeout=60).raise_for_status().json()
+        queries = [json.loads(line)["text"] for line in Path(data, "queries.jsonl").read_text().splitlines()]
+        asked = {"queries": queries, "k": 10, "mode": "hybrid"}
+        answer = httpx.post(f"{address}/v1/search", json=asked, timeout=60).raise_for_status().json()
+        found["served"] = [[(hit["id"], hit["score"]) for hit in result["hits"]] for result in answer["results"]]
     model, found["taken while training"] = trained(nodes, place(url), caches)
     found["model"], found["steps"] = sorted(model.manifest.files), model.manifest.details["steps"]
     return found

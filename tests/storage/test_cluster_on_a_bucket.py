@@ -11,6 +11,7 @@ import pytest
 
 from raydr.evaluation.trec import read_run
 from raydr.storage import bucket_of, place
+from raydr.types import Hit
 from raydr.verbs.config import RunConfig
 from raydr.verbs.embed import embed
 from raydr.verbs.index import index
@@ -54,11 +55,11 @@ def test_nodes_without_a_shared_disk(url, collection, tmp_path):
     assert found["here"] == []  # workers wrote to the bucket and read from it
     (tmp_path / "run.trec").write_text(found["run"])
     here, expected = read_run(tmp_path / "run.trec"), expected_run(collection, tmp_path / "alone")
+    served = {f"q{n}": [Hit(*hit) for hit in hits] for n, hits in enumerate(found["served"])}
     for query, hits in expected.items():
-        assert [hit.passage_id for hit in here[query][:3]] == [hit.passage_id for hit in hits[:3]]
-        np.testing.assert_allclose([h.score for h in here[query]], [h.score for h in hits], atol=1e-5)
-    served = found["served"]["results"][0]["hits"]
-    assert len({hit["id"] for hit in served if hit["id"].startswith("p")}) == 3
+        for found_hits in (here[query], served[query]):
+            assert [hit.passage_id for hit in found_hits[:3]] == [hit.passage_id for hit in hits[:3]]
+            np.testing.assert_allclose([h.score for h in found_hits], [h.score for h in hits], atol=1e-5)
 
     assert found["taken while training"]
     assert found["steps"] == 40
