@@ -13,6 +13,7 @@ cluster and drivers have started are killed.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -96,7 +98,7 @@ def verbs(work: Path) -> list[Verb]:
             "embed",
             {"encoder actor": r"ray::.*_EmbedActor", "data worker": r"ray::(?!.*Actor|.*Tally|IDLE|_).+"},
             num_files("embeddings/*.parquet"),
-            settings=("embed.passages_per_block=64", "embed.num_workers=[2, 2]", "embed.worker_cpus=1"),
+            settings=("embed.passages_per_block=32", "embed.num_workers=[2, 2]", "embed.worker_cpus=1"),
         ),
         Verb(
             "index",
@@ -174,7 +176,10 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 150_000_000})
+        # A folder of its own: what Ray calls the machine's current cluster stays as it was.
+        self.folder = tempfile.mkdtemp(prefix="rk")
+        head = {"num_cpus": 0, "object_store_memory": 150_000_000, "temp_dir": self.folder}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
         self.fill()
 
@@ -188,6 +193,10 @@ class Nodes:
         deadline = time.monotonic() + 90
         while sum(node["Alive"] for node in self.alive()) != 3 and time.monotonic() < deadline:
             time.sleep(0.5)
+
+    def close(self) -> None:
+        self.cluster.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def alive(self) -> list[dict[str, Any]]:
         script = "import json, ray; ray.init(log_to_driver=False); print(json.dumps(ray.nodes(), default=str))"
@@ -256,7 +265,7 @@ class Run:
         self.artifact, self.log = out / verb.folder, out / f"{verb.name}.log"
         settings = [setting.replace("{out}", str(out)) for setting in verb.settings]
         common = [f"data.path={data}", "data.split=test", f"out={out}", "runtime=ray"]
-        method = ["method.args.max_passage_tokens=64", "method.args.precision=float32", "method.args.num_threads=1"]
+        method = ["method.args.max_passage_tokens=48", "method.args.precision=float32", "method.args.num_threads=1"]
         self.command = [sys.executable, "-m", "raydr.cli", verb.name, verb.config, *common, *method, *settings]
         self.started = time.monotonic()
 
@@ -468,6 +477,21 @@ def prepare(work: Path) -> None:
     save_cross_encoder(load_cross_encoder(config), config.model, work / "ranker")
 
 
+def cut(source: Path, target: Path, num_passages: int) -> Path:
+    """The collection with its judged passages and as many others as there is room for."""
+    if target.exists():
+        return target
+    shutil.copytree(source / "qrels", target / "qrels")
+    shutil.copy(source / "queries.jsonl", target)
+    judged = {line.split("\t")[1] for file in (source / "qrels").glob("*.tsv") for line in file.open()}
+    plain = source / "corpus.jsonl"
+    with plain.open() if plain.exists() else gzip.open(f"{plain}.gz", "rt") as stream:
+        lines = list(stream)
+    lines.sort(key=lambda line: str(json.loads(line)["_id"]) not in judged)  # stable
+    (target / "corpus.jsonl").write_text("".join(lines[: max(num_passages, len(judged) - 1)]))
+    return target
+
+
 def copied(base: Path, target: Path, verb: Verb) -> Path:
     """The folder as it was before the verb."""
     shutil.rmtree(target, ignore_errors=True)
@@ -478,7 +502,8 @@ def copied(base: Path, target: Path, verb: Verb) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a BEIR folder with the splits train and test")
+    parser.add_argument("--data", type=Path, required=True, help="a BEIR folder with the splits train and test")
+    parser.add_argument("--passages", type=int, default=1500, help="so many of its passages, those judged among them")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs; the undisturbed ones are kept")
     parser.add_argument("--out", type=Path, required=True, help="OUT.md and OUT.json are written")
     parser.add_argument("--only", nargs="*", default=[], help="VERB or VERB/WHAT (driver, node, a worker), to run less")
@@ -486,7 +511,8 @@ def main() -> None:
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     prepare(work)
-    data, base_folder = str(Path(arguments.data).resolve()), work / "base"
+    data = str(cut(arguments.data.resolve(), work / f"data-{arguments.passages}", arguments.passages))
+    base_folder = work / "base"
     base_folder.mkdir(exist_ok=True)
     times_file = work / "undisturbed.json"
     times: dict[str, dict[str, float]] = json.loads(times_file.read_text()) if times_file.exists() else {}
@@ -514,8 +540,10 @@ def main() -> None:
                 outcomes.append(outcome)
                 print(asdict(outcome), file=sys.stderr, flush=True)
     finally:
-        nodes.cluster.shutdown()
-    write(arguments.out, "Kills", table(outcomes, times), {"undisturbed": times, "kills": [asdict(o) for o in outcomes]})
+        nodes.close()
+    write(
+        arguments.out, "Kills", table(outcomes, times), {"undisturbed": times, "kills": [asdict(o) for o in outcomes]}
+    )
 
 
 def table(outcomes: list[Outcome], times: dict[str, dict[str, float]]) -> str:
