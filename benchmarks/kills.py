@@ -92,11 +92,12 @@ def verbs(work: Path) -> list[Verb]:
             "split/corpus",  # cut into small passages, to have enough to do; the others take the documents whole
             progress=num_bytes,
             settings=("out={out}/split", "data.split_documents={max_tokens: 24, overlap_tokens: 8}"),
+            also_removed=("split",),
         ),
         Verb(
             "embed",
             "embed",
-            {"encoder actor": r"ray::.*_EmbedActor", "data worker": r"ray::(?!.*Actor|.*Tally|IDLE|_).+"},
+            {"encoder actor": r"ray::.*_EmbedActor", "data worker": r"ray::(?!.*Act|.*Tally|.*Agent|.*Split|IDLE|_).+"},
             num_files("embeddings/*.parquet"),
             settings=("embed.passages_per_block=32", "embed.num_workers=[2, 2]", "embed.worker_cpus=1"),
         ),

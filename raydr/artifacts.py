@@ -18,6 +18,7 @@ the manifest last. A file of an older state is removed here when a newer manifes
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,9 +33,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raydr.bucket import BRINGING, bring, bring_files, bring_manifest, clear, is_hidden, manifest_above, take_there
-from raydr.errors import ArtifactError, ConfigError
-from raydr.manifest import MANIFEST, FileRecord, Manifest, file_sha256, fsync, write_durably
-from raydr.storage import Bucket, bucket_of, leased, locked, named, place, url_of
+from raydr.errors import ArtifactError, ConfigError, RaydrError
+from raydr.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    file_sha256,
+    fsync,
+    make_folder,
+    sync_files,
+    write_durably,
+)
+from raydr.storage import Bucket, bucket_of, in_parallel, leased, locked, named, place, url_of
 from raydr.version import __version__
 
 __all__ = [  # those of other modules, as the rest of raydr knows them
@@ -42,12 +52,22 @@ __all__ = [  # those of other modules, as the rest of raydr knows them
     "FileRecord",
     "Manifest",
     "bring",
+    "checked",
     "file_sha256",
     "write_durably",
 ]
 
 _IN_PROGRESS = ".in_progress"
 _LOCK = ".lock"
+_OF_THE_DISK = {
+    errno.ENOSPC: "the disk is full: free some space, or give another place (out=...)",
+    errno.EDQUOT: "the quota of the disk is used up: free some space, or give another place (out=...)",
+    errno.EFBIG: "the file would be larger than this disk or `ulimit -f` allows: give another place (out=...)",
+    errno.EROFS: "the disk is read-only: mount it for writing, or give another place (out=...)",
+}
+
+
+_AGAIN = "it was damaged after it was written: delete the artifact's folder, and give the command that made it again"
 
 
 @dataclass(frozen=True)
@@ -61,14 +81,26 @@ class Artifact:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
-    def verify(self) -> None:
-        """Compares every file with its checksum. Raises `ArtifactError` naming the first that differs."""
-        for name, record in self.manifest.files.items():
-            file = bring(self.path / name)
-            if not file.is_file():
-                raise ArtifactError(f"{file}: listed in {MANIFEST} but missing; make the artifact again")
-            if file.stat().st_size != record.bytes or file_sha256(file) != record.sha256:
-                raise ArtifactError(f"{file}: differs from its checksum in {MANIFEST}; make the artifact again")
+    def verify(self, inside: str = "") -> None:
+        """Compares every file (of a folder `inside`) with its checksum. Raises `ArtifactError` naming the first that
+        differs.
+        """
+        names = [n for n in self.manifest.files if n == inside or n.startswith(f"{inside}/" if inside else "")]
+        in_parallel(lambda name: checked(self.path / name, self.manifest.files[name]), names)
+
+
+def checked(file: Path, record: FileRecord) -> Path:
+    """A file of an artifact, on this machine, all of it compared with its checksum. Raises `ArtifactError` naming it.
+
+    What a disk has damaged must not be answered from. It costs one reading, which whoever searches does anyway.
+    """
+    bucket = bucket_of(file)
+    if bucket is not None and file.is_file() and not record.is_of(file):
+        file.unlink()  # a copy, of which the bucket has the original
+    if not record.is_of(bring(file)):
+        problem = f"differs from its checksum in {MANIFEST}" if file.is_file() else f"listed in {MANIFEST} but missing"
+        raise ArtifactError(f"{file}: {problem}; {_AGAIN}")
+    return file
 
 
 @dataclass
@@ -103,8 +135,8 @@ def is_finished(path: str | Path, expected_fingerprint: str | None = None) -> bo
 def open_artifact(path: str | Path, *, kind: str | None = None, later: bool = False) -> Artifact:
     """The finished artifact at `path`. Raises `ArtifactError` when there is none, or it is of another kind.
 
-    Sizes are checked here, which catches truncation for nothing; `Artifact.verify` also reads the checksums. `later`:
-    files that are in a bucket stay there; whoever reads one asks for it with `bring`.
+    Its files are compared with their checksums. `later`: they are not read here, only their sizes are compared, and
+    those in a bucket stay there; whoever reads one asks for it with `checked` or `bring`.
     """
     path = place(path)
     bucket = bucket_of(path)
@@ -129,8 +161,11 @@ def open_artifact(path: str | Path, *, kind: str | None = None, later: bool = Fa
         if bucket is not None and later and not file.exists():
             continue
         if not file.is_file() or file.stat().st_size != record.bytes:
-            raise ArtifactError(f"{file}: missing or truncated; make the artifact again")
-    return Artifact(path, _as_seen_from(path, manifest))
+            raise ArtifactError(f"{file}: missing or truncated; {_AGAIN}")
+    artifact = Artifact(path, _as_seen_from(path, manifest))
+    if not later:
+        artifact.verify()
+    return artifact
 
 
 def artifact_of(path: str | Path) -> Artifact | None:
@@ -219,9 +254,11 @@ def write_artifact(
     input_prints = {name: artifact.fingerprint for name, artifact in (inputs or {}).items()}
     print_ = fingerprint(kind, config, input_prints)
     marker = path / _IN_PROGRESS
-    _check_ours(path, bucket)
-    path.mkdir(parents=True, exist_ok=True)
-    with _exclusive(path, bucket):
+    with ExitStack() as stack:
+        stack.enter_context(_told(path))
+        _check_ours(path, bucket)
+        make_folder(path)
+        stack.enter_context(_exclusive(path, bucket))
         if not (resume and marker.exists() and marker.read_text() == print_):
             _clear(path)
         write_durably(marker, print_.encode())
@@ -247,8 +284,7 @@ def write_artifact(
             files=dict(sorted(records.items())),
             paths=_paths_from(path, {"config": _as_json(config), "details": _as_json(writer.details)}),
         )
-        for name in names:
-            fsync(path / name)
+        sync_files(path, names)
         _publish(path, bucket, manifest)
         marker.unlink()
         if bucket is not None:
@@ -269,7 +305,7 @@ def _check_ours(path: Path, bucket: Bucket | None) -> None:
 
 
 def _publish(path: Path, bucket: Bucket | None, manifest: Manifest) -> None:
-    content = manifest.model_dump_json(indent=2).encode()
+    content = manifest.as_json()
     if bucket is not None:
         bucket.write(MANIFEST, content)
     write_durably(path / MANIFEST, content)
@@ -297,7 +333,7 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
     path = place(path)
     bucket = bucket_of(path)
     open_artifact(path, kind=kind, later=True)  # no lock file is left in a folder that is not ours
-    with _exclusive(path, bucket):
+    with _told(path), _exclusive(path, bucket):
         artifact = open_artifact(path, kind=kind, later=True)
         old = artifact.manifest
         update = ArtifactUpdate(artifact, dict(old.counts), dict(old.details), set(old.files))
@@ -312,8 +348,8 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
                 bring(path / name)
             elif bucket is not None:
                 bucket.push(name)
-            fsync(path / name)
             records[name] = FileRecord.of(path / name)
+        sync_files(path, [name for name in records if name not in old.files and (path / name).is_file()])
         changes = {"counts": update.counts, "details": _portable(update.details), "files": records}
         _publish(path, bucket, old.model_copy(update=changes))
 
@@ -330,8 +366,30 @@ def _exclusive(path: Path, bucket: Bucket | None) -> Generator[None]:
         yield
 
 
+@contextmanager
+def _told(path: Path) -> Generator[None]:
+    """Says which disk is full or read-only, and what to do, whoever noticed it: Arrow, FAISS or a Ray task."""
+    try:
+        yield
+    except RaydrError:
+        raise
+    except Exception as error:
+        for number, way_out in _OF_THE_DISK.items():
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                again = "; then give the same command again, which goes on from what is whole"
+                raise ArtifactError(f"{named(path)}: {way_out}{again} ({_shortly(error)})") from error
+        raise
+
+
+def _shortly(error: Exception) -> str:
+    """The last line: errors of Ray's tasks bring their traceback along."""
+    return str(error).strip().rpartition("\n")[2].strip()
+
+
 def _clear(path: Path) -> None:
-    (path / MANIFEST).unlink(missing_ok=True)  # first, so that a crash in here cannot leave a "finished" artifact
+    if (path / MANIFEST).exists():
+        (path / MANIFEST).unlink()
+        fsync(path)  # before anything else goes, so that no crash in here can leave a "finished" artifact
     for child in path.iterdir():
         if child.name in (_LOCK, BRINGING):
             continue
