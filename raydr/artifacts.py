@@ -58,6 +58,7 @@ __all__ = [  # those of other modules, as the rest of raydr knows them
 ]
 
 _IN_PROGRESS = ".in_progress"
+_CLEARING = b"clearing"
 _LOCK = ".lock"
 _OF_THE_DISK = {
     errno.ENOSPC: "the disk is full: free some space, or give another place (out=...)",
@@ -260,10 +261,12 @@ def write_artifact(
         make_folder(path)
         stack.enter_context(_exclusive(path, bucket))
         if not (resume and marker.exists() and marker.read_text() == print_):
+            write_durably(marker, _CLEARING)  # so that what a crash leaves here is known to be ours, and of nobody
             _clear(path)
         write_durably(marker, print_.encode())
         if bucket is not None and not (resume and bucket.read(_IN_PROGRESS) == print_.encode()):
-            clear(bucket)
+            bucket.write(_IN_PROGRESS, _CLEARING)
+            clear(bucket, _IN_PROGRESS)
             bucket.write(_IN_PROGRESS, print_.encode())
         writer = ArtifactWriter(path)
         yield writer
@@ -293,8 +296,8 @@ def write_artifact(
 
 def _check_ours(path: Path, bucket: Bucket | None) -> None:
     if path.exists() and any(path.iterdir()) and not (path / _IN_PROGRESS).exists() and not (path / MANIFEST).exists():
-        found = [file for file in path.iterdir() if bucket is None or file.name not in (BRINGING, _LOCK)]
-        if found:
+        begun = (BRINGING, _LOCK, f".{_IN_PROGRESS}.")  # the last: half written, where a crash came as early as that
+        if any(not file.name.startswith(begun) for file in path.iterdir()):
             raise ArtifactError(
                 f"{path}: holds files that raydr did not make; choose another `out` or empty it yourself"
             )
@@ -391,7 +394,7 @@ def _clear(path: Path) -> None:
         (path / MANIFEST).unlink()
         fsync(path)  # before anything else goes, so that no crash in here can leave a "finished" artifact
     for child in path.iterdir():
-        if child.name in (_LOCK, BRINGING):
+        if child.name in (_LOCK, BRINGING, _IN_PROGRESS):
             continue
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
