@@ -2,8 +2,8 @@
 unfinished and is made by the same command; in the worst order in which a disk may have taken what was not synced.
 
 Notable: the step really runs. Before each of its calls that changes a folder the state is taken, together with what
-`fsync` has made durable until then, and four disks are made of it: names and contents as the process sees them, or
-only those that were synced.
+`fsync` has made durable until then, and disks are made of it: names and contents as the process sees them, or only
+those that were synced, in one folder or in all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Recorder:
     """A descriptor by inode."""
 
     def look(self) -> None:
-        """Takes the four disks of this moment."""
+        """Takes the disks of this moment."""
         contents: dict[int, bytes] = {}
         entries: dict[int, dict[str, int]] = {}
         for folder, _, files in os.walk(self.root):
@@ -53,7 +53,8 @@ class Recorder:
         root = self.root.stat().st_ino
         durable = {number: self.synced.get(number, b"") for number in [*contents, *self.synced]}
         held = {**{number: {} for number in entries}, **self.names}
-        for tree in (entries, held):
+        late = [{**held, **entries, number: held[number]} for number in entries]  # a folder that is behind the others
+        for tree in (entries, held, *late):
             for content in ({**durable, **contents}, durable):
                 disk = dict(_files(root, tree, content, ""))
                 if disk not in self.disks:
