@@ -29,14 +29,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import pyarrow.dataset as ds
 from interleaved import markdown, write
+from kill_checks import compared
 
-from raydr.artifacts import open_artifact
+from raydr.artifacts import MANIFEST, open_artifact
 from raydr.errors import ArtifactError
-from raydr.evaluation.trec import read_run
 from raydr.train.metrics import METRICS, read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -259,7 +257,7 @@ class Outcome:
 
 
 class Run:
-    """A verb in a folder, watched."""
+    """A verb in a folder, watched. Its time begins when it is started."""
 
     def __init__(self, verb: Verb, nodes: Nodes, data: str, out: Path) -> None:
         self.verb, self.nodes, self.out = verb, nodes, out
@@ -268,9 +266,10 @@ class Run:
         common = [f"data.path={data}", "data.split=test", f"out={out}", "runtime=ray"]
         method = ["method.args.max_passage_tokens=48", "method.args.precision=float32", "method.args.num_threads=1"]
         self.command = [sys.executable, "-m", "raydr.cli", verb.name, verb.config, *common, *method, *settings]
-        self.started = time.monotonic()
+        self.started = 0.0
 
     def start(self) -> subprocess.Popen[bytes]:
+        self.started = self.started or time.monotonic()
         with self.log.open("ab") as stream:
             return subprocess.Popen(
                 self.command,
@@ -316,12 +315,12 @@ def disturbed(run: Run, base: dict[str, float], killed: str) -> Outcome:
     outcome = Outcome(run.verb.name, killed)
     driver = run.start()
     _await_the_middle(run, driver, base, outcome)
-    titles = "|".join(f"(?:{title})" for title in run.verb.victims.values())
+    where = next(iter(run.verb.victims.values()), "")  # the node that has a worker of the first kind
     if killed == "driver":
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     else:
-        title = titles if killed == "node" else run.verb.victims[killed]
+        title = where if killed == "node" else run.verb.victims[killed]
         node, process, outcome.note = _victim(run, driver, title)
         if killed == "node":
             run.nodes.kill_node(node)
@@ -385,83 +384,6 @@ def _expect_unfinished(run: Run) -> None:
     raise SystemExit(f"{run.artifact}: opens although its step was killed")
 
 
-# ---- is it the same? ------------------------------------------------------------------------------------------------
-
-
-def compared(name: str, ours: Path, theirs: Path) -> str:
-    """How an artifact relates to the undisturbed one. Raises `SystemExit` where anything is lost, doubled or other."""
-    mine, other = open_artifact(ours), open_artifact(theirs)
-    mine.verify()
-    if mine.manifest.counts != other.manifest.counts and name != "embed":  # of files there may be more
-        raise SystemExit(f"{ours}: counts {mine.manifest.counts} instead of {other.manifest.counts}")
-    if name == "train":
-        return _same_training(ours, theirs)
-    if mine.manifest.files == other.manifest.files:
-        return "bit-equal"
-    if name == "embed":
-        return _same_embeddings(ours, theirs)
-    if name in ("search", "rerank"):
-        return _same_run(ours / "run.trec", theirs / "run.trec")
-    if name == "index":
-        return _same_shards(mine.manifest.files, other.manifest.files)
-    if name == "evaluate":
-        a, b = (json.loads((folder / "metrics.json").read_text()) for folder in (ours, theirs))
-        return "same figures" if a == b else _refuse(ours, "other figures")
-    differing = sorted(n for n in other.manifest.files if mine.manifest.files.get(n) != other.manifest.files[n])
-    return _refuse(ours, f"differs in {differing[:3]}")
-
-
-def _same_embeddings(ours: Path, theirs: Path) -> str:
-    tables = []
-    for folder in (ours, theirs):
-        table = ds.dataset(folder / "embeddings", format="parquet").to_table().sort_by("position")
-        if table["position"].to_pylist() != list(range(len(table))):
-            _refuse(folder, "positions are lost or doubled")
-        tables.append(table)
-    if tables[0]["passage_id"] != tables[1]["passage_id"]:
-        _refuse(ours, "passage ids differ")
-    a, b = (np.stack(table["embedding"].to_numpy()) for table in tables)
-    return _within(ours, float(np.abs(a - b).max()), 1e-5, f"{len(a):,} rows once each, ")
-
-
-def _same_run(ours: Path, theirs: Path) -> str:
-    a, b = read_run(ours), read_run(theirs)
-    if {query: [hit.passage_id for hit in hits] for query, hits in a.items()} != {
-        query: [hit.passage_id for hit in hits] for query, hits in b.items()
-    }:
-        _refuse(ours, "other hits")
-    worst = max(abs(x.score - y.score) for query in a for x, y in zip(a[query], b[query], strict=True))
-    return _within(ours, worst, 1e-5, "same hits, ")
-
-
-def _same_shards(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    differing = sorted(name for name in theirs if ours.get(name) != theirs[name])
-    if any(name.endswith(("vectors.faiss", "passages.arrow")) for name in differing):
-        raise SystemExit(f"index: shards differ: {differing[:3]}")
-    return f"shards bit-equal ({len(differing)} other files differ)"
-
-
-def _same_training(ours: Path, theirs: Path) -> str:
-    from safetensors.numpy import load_file
-
-    steps = [[int(r["step"]) for r in read_metrics(folder / METRICS) if "loss" in r] for folder in (ours, theirs)]
-    if steps[0] != steps[1]:
-        _refuse(ours, "steps are lost or doubled")
-    a, b = (load_file(folder / "model/model.safetensors") for folder in (ours, theirs))
-    worst = max(float(np.abs(a[name].astype(np.float64) - b[name]).max()) for name in b)
-    return _within(ours, worst, 1e-5, f"{len(steps[0])} steps once each, weights ")
-
-
-def _within(path: Path, worst: float, limit: float, what: str) -> str:
-    if worst > limit:
-        _refuse(path, f"{what}off by {worst:.1e}")
-    return what + ("bit-equal" if worst == 0 else f"within {worst:.0e}")
-
-
-def _refuse(path: Path, why: str) -> str:
-    raise SystemExit(f"{path}: {why}")
-
-
 # ---- all of it ------------------------------------------------------------------------------------------------------
 
 
@@ -501,6 +423,17 @@ def copied(base: Path, target: Path, verb: Verb) -> Path:
     return target
 
 
+def tried(run: Run, base: Path, bases: dict[str, dict[str, float]], killed: str) -> Outcome:
+    try:
+        outcome = disturbed(run, bases[run.verb.name], killed)
+        outcome.same = compared(run.verb.name, run.artifact, base / run.verb.folder)
+        return outcome
+    except (RuntimeError, SystemExit) as error:
+        kept = run.out.with_name(f"failed-{run.verb.name}-{killed}".replace(" ", "-"))
+        shutil.copytree(run.out, kept, dirs_exist_ok=True)
+        return Outcome(run.verb.name, killed, same="FAILED", note=str(error))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a BEIR folder with the splits train and test")
@@ -515,35 +448,31 @@ def main() -> None:
     data = str(cut(arguments.data.resolve(), work / f"data-{arguments.passages}", arguments.passages))
     base_folder = work / "base"
     base_folder.mkdir(exist_ok=True)
-    times_file = work / "undisturbed.json"
-    times: dict[str, dict[str, float]] = json.loads(times_file.read_text()) if times_file.exists() else {}
+    bases: dict[str, dict[str, float]] = {}
     outcomes: list[Outcome] = []
     nodes = Nodes()
     try:
         for verb in verbs(work):
-            if verb.name not in times:
-                run = Run(verb, nodes, data, base_folder)
-                times[verb.name] = undisturbed(run)
-                times_file.write_text(json.dumps(times, indent=1))
-                print(f"{verb.name}, undisturbed: {times[verb.name]['total_s']:.1f} s", file=sys.stderr, flush=True)
-            for killed in [*verb.victims, "driver", *(["node"] if verb.victims else [])]:
-                if arguments.only and not {verb.name, f"{verb.name}/{killed}"} & set(arguments.only):
-                    continue
-                folder = copied(base_folder, work / "case", verb)
+            wanted = [*verb.victims, "driver", *(["node"] if verb.victims else [])]
+            if arguments.only:
+                wanted = [w for w in wanted if {verb.name, f"{verb.name}/{w}"} & set(arguments.only)]
+            if not (base_folder / verb.folder / MANIFEST).exists():
+                undisturbed(Run(verb, nodes, data, base_folder))
+            if not wanted:
+                continue
+            times = [undisturbed(Run(verb, nodes, data, copied(base_folder, work / "case", verb))) for _ in range(2)]
+            print(f"{verb.name}, undisturbed: {[round(t['total_s'], 1) for t in times]}", file=sys.stderr, flush=True)
+            bases[verb.name] = {name: statistics.mean(t[name] for t in times) for name in times[0]}
+            for killed in wanted:
                 nodes.settle()
-                run = Run(verb, nodes, data, folder)
-                try:
-                    outcome = disturbed(run, times[verb.name], killed)
-                    outcome.same = compared(verb.name, folder / verb.folder, base_folder / verb.folder)
-                except (RuntimeError, SystemExit) as error:
-                    outcome = Outcome(verb.name, killed, same="FAILED", note=str(error))
-                    shutil.copytree(folder, work / f"failed-{verb.name}-{killed}", dirs_exist_ok=True)
+                run = Run(verb, nodes, data, copied(base_folder, work / "case", verb))
+                outcome = tried(run, base_folder, bases, killed)
                 outcomes.append(outcome)
                 print(asdict(outcome), file=sys.stderr, flush=True)
     finally:
         nodes.close()
     write(
-        arguments.out, "Kills", table(outcomes, times), {"undisturbed": times, "kills": [asdict(o) for o in outcomes]}
+        arguments.out, "Kills", table(outcomes, bases), {"undisturbed": bases, "kills": [asdict(o) for o in outcomes]}
     )
 
 

@@ -44,7 +44,7 @@ from raydr.manifest import (
     sync_files,
     write_durably,
 )
-from raydr.storage import Bucket, bucket_of, in_parallel, leased, locked, named, place, url_of
+from raydr.storage import Bucket, Lease, bucket_of, in_parallel, leased, locked, named, place, url_of
 from raydr.version import __version__
 
 __all__ = [  # those of other modules, as the rest of raydr knows them
@@ -59,6 +59,8 @@ __all__ = [  # those of other modules, as the rest of raydr knows them
 
 _IN_PROGRESS = ".in_progress"
 _CLEARING = b"clearing"
+_NEXT_TO_NOTHING = 1 << 20
+"""Bytes; a disk with less is full."""
 _LOCK = ".lock"
 _OF_THE_DISK = {
     errno.ENOSPC: "the disk is full: free some space, or give another place (out=...)",
@@ -259,7 +261,7 @@ def write_artifact(
         stack.enter_context(_told(path))
         _check_ours(path, bucket)
         make_folder(path)
-        stack.enter_context(_exclusive(path, bucket))
+        lease = stack.enter_context(_exclusive(path, bucket))
         if not (resume and marker.exists() and marker.read_text() == print_):
             write_durably(marker, _CLEARING)  # so that what a crash leaves here is known to be ours, and of nobody
             _clear(path)
@@ -288,7 +290,7 @@ def write_artifact(
             paths=_paths_from(path, {"config": _as_json(config), "details": _as_json(writer.details)}),
         )
         sync_files(path, names)
-        _publish(path, bucket, manifest)
+        _publish(path, lease, manifest)
         marker.unlink()
         if bucket is not None:
             bucket.remove(_IN_PROGRESS)
@@ -307,10 +309,11 @@ def _check_ours(path: Path, bucket: Bucket | None) -> None:
         )
 
 
-def _publish(path: Path, bucket: Bucket | None, manifest: Manifest) -> None:
+def _publish(path: Path, lease: Lease | None, manifest: Manifest) -> None:
     content = manifest.as_json()
-    if bucket is not None:
-        bucket.write(MANIFEST, content)
+    if lease is not None:
+        lease.check()
+        lease.bucket.write(MANIFEST, content)
     write_durably(path / MANIFEST, content)
 
 
@@ -336,7 +339,7 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
     path = place(path)
     bucket = bucket_of(path)
     open_artifact(path, kind=kind, later=True)  # no lock file is left in a folder that is not ours
-    with _told(path), _exclusive(path, bucket):
+    with _told(path), _exclusive(path, bucket) as lease:
         artifact = open_artifact(path, kind=kind, later=True)
         old = artifact.manifest
         update = ArtifactUpdate(artifact, dict(old.counts), dict(old.details), set(old.files))
@@ -354,19 +357,19 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
             records[name] = FileRecord.of(path / name)
         sync_files(path, [name for name in records if name not in old.files and (path / name).is_file()])
         changes = {"counts": update.counts, "details": _portable(update.details), "files": records}
-        _publish(path, bucket, old.model_copy(update=changes))
+        _publish(path, lease, old.model_copy(update=changes))
 
 
 @contextmanager
-def _exclusive(path: Path, bucket: Bucket | None) -> Generator[None]:
-    """Holds the folder's lock, and its bucket's lease."""
+def _exclusive(path: Path, bucket: Bucket | None) -> Generator[Lease | None]:
+    """Holds the folder's lock, and its bucket's lease, which it gives."""
     with ExitStack() as stack:
-        held = stack.enter_context(locked(path, _LOCK, wait=False))
+        held, lease = stack.enter_context(locked(path, _LOCK, wait=False)), None
         if held and bucket is not None:  # whoever holds the machine's lock may take over this machine's lease
-            held = stack.enter_context(leased(bucket))
-        if not held:
+            lease = stack.enter_context(leased(bucket))
+        if not held or (bucket is not None and lease is None):
             raise ArtifactError(f"{named(path)}: another process is writing this artifact; wait for it to finish")
-        yield
+        yield lease
 
 
 @contextmanager
@@ -377,8 +380,11 @@ def _told(path: Path) -> Generator[None]:
     except RaydrError:
         raise
     except Exception as error:
-        for number, way_out in _OF_THE_DISK.items():
-            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+        number = getattr(error, "errno", None)
+        if isinstance(error, OSError) and number is None and shutil.disk_usage(path).free < _NEXT_TO_NOTHING:
+            number = errno.ENOSPC  # numpy says only that less was written than it wanted
+        for known, way_out in _OF_THE_DISK.items():
+            if number == known or os.strerror(known) in str(error):
                 again = "; then give the same command again, which goes on from what is whole"
                 raise ArtifactError(f"{named(path)}: {way_out}{again} ({_shortly(error)})") from error
         raise
