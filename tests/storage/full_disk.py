@@ -90,6 +90,11 @@ def refused(act: Callable[[], object]) -> str:
     return ""
 
 
+def halve(index: Path) -> None:
+    store.delete(index, [f"p{n}" for n in range(0, NUM_PASSAGES, 2)])
+    store.compact(index)
+
+
 def fill(disk: Path) -> Path:
     """Leaves `LEFT_BYTES`."""
     status = os.statvfs(disk)
@@ -115,30 +120,21 @@ def main(folder: Path) -> None:
         found[name]["same"] = sum(files[0].get(file) == record for file, record in files[1].items()) / len(files[1])
     filler = fill(disk)
     before = open_artifact(out / "index", later=True).manifest
-    found["update"] = {
-        "full": refused(
-            lambda: store.delete(out / "index", [f"p{n}" for n in range(0, 3000, 2)]) and store.compact(out / "index")
-        )
-    }
+    found["update"] = {"full": refused(lambda: halve(out / "index"))}
     filler.unlink()
-    found["update"]["passages"] = IndexReader.open(out / "index").num_passages
-    found["update"]["was"] = before.counts["passages"]
+    found["update"] |= {
+        "passages": IndexReader.open(out / "index").num_passages,
+        "was": before.counts["passages"],
+    }
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    search = search_corpus(
-        out / "index", Corpus.open(out / "corpus").queries(), ENCODER, SearchConfig(), folder / "found", use_ray=False
-    )
+
+    def search(target: Path, k: int) -> Artifact:
+        queries = Corpus.open(out / "corpus").queries()
+        return search_corpus(out / "index", queries, ENCODER, SearchConfig(k=k), target, use_ray=False)
+
     found["read-only"] = {
-        "read": search.manifest.counts["queries"],
-        "written": refused(
-            lambda: search_corpus(
-                out / "index",
-                Corpus.open(out / "corpus").queries(),
-                ENCODER,
-                SearchConfig(k=5),
-                out / "s",
-                use_ray=False,
-            )
-        ),
+        "read": search(folder / "found", 10).manifest.counts["queries"],
+        "written": refused(lambda: search(out / "s", 5)),
         "changed": refused(lambda: store.delete(out / "index", ["p1"])),
     }
     print(json.dumps(found))
