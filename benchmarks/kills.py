@@ -30,8 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 from interleaved import markdown, write
 from kill_checks import compared
+from ray.cluster_utils import Cluster
 
 from raydr.artifacts import MANIFEST, open_artifact
 from raydr.errors import ArtifactError
@@ -173,14 +175,13 @@ class Nodes:
     """A head without CPUs and two nodes of two."""
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
         # A folder of its own: what Ray calls the machine's current cluster stays as it was.
         self.folder = tempfile.mkdtemp(prefix="rk")
         head = {"num_cpus": 0, "object_store_memory": 150_000_000, "temp_dir": self.folder}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
         self.fill()
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
 
     def fill(self) -> None:
         while len(self.nodes) < 2:
@@ -190,17 +191,13 @@ class Nodes:
         """Waits until Ray has forgotten dead nodes, so that the next run starts on a whole cluster."""
         self.fill()
         deadline = time.monotonic() + 90
-        while sum(node["Alive"] for node in self.alive()) != 3 and time.monotonic() < deadline:
+        while sum(node["Alive"] for node in ray.nodes()) != 3 and time.monotonic() < deadline:
             time.sleep(0.5)
 
     def close(self) -> None:
+        ray.shutdown()
         self.cluster.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def alive(self) -> list[dict[str, Any]]:
-        script = "import json, ray; ray.init(log_to_driver=False); print(json.dumps(ray.nodes(), default=str))"
-        done = subprocess.run([sys.executable, "-c", script], env=self.environment, capture_output=True, text=True)
-        return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
 
     @property
     def environment(self) -> dict[str, str]:
@@ -456,13 +453,13 @@ def main() -> None:
             wanted = [*verb.victims, "driver", *(["node"] if verb.victims else [])]
             if arguments.only:
                 wanted = [w for w in wanted if {verb.name, f"{verb.name}/{w}"} & set(arguments.only)]
-            if not (base_folder / verb.folder / MANIFEST).exists():
-                undisturbed(Run(verb, nodes, data, base_folder))
-            if not wanted:
-                continue
-            times = [undisturbed(Run(verb, nodes, data, copied(base_folder, work / "case", verb))) for _ in range(2)]
-            print(f"{verb.name}, undisturbed: {[round(t['total_s'], 1) for t in times]}", file=sys.stderr, flush=True)
-            bases[verb.name] = {name: statistics.mean(t[name] for t in times) for name in times[0]}
+            at = base_folder
+            if (base_folder / verb.folder / MANIFEST).exists():
+                if not wanted:
+                    continue
+                at = copied(base_folder, work / "case", verb)
+            bases[verb.name] = undisturbed(Run(verb, nodes, data, at))
+            print(f"{verb.name}, undisturbed: {bases[verb.name]['total_s']:.1f} s", file=sys.stderr, flush=True)
             for killed in wanted:
                 nodes.settle()
                 run = Run(verb, nodes, data, copied(base_folder, work / "case", verb))
