@@ -180,6 +180,7 @@ class Nodes:
         head = {"num_cpus": 0, "object_store_memory": 150_000_000, "temp_dir": self.folder}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
+        self.drivers: list[subprocess.Popen[bytes]] = []
         self.fill()
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
 
@@ -195,6 +196,8 @@ class Nodes:
             time.sleep(0.5)
 
     def close(self) -> None:
+        for driver in self.drivers:
+            driver.kill()
         ray.shutdown()
         self.cluster.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -268,7 +271,7 @@ class Run:
     def start(self) -> subprocess.Popen[bytes]:
         self.started = self.started or time.monotonic()
         with self.log.open("ab") as stream:
-            return subprocess.Popen(
+            driver = subprocess.Popen(
                 self.command,
                 cwd=REPOSITORY,
                 env=self.nodes.environment,
@@ -276,6 +279,8 @@ class Run:
                 stderr=stream,
                 start_new_session=True,
             )
+        self.nodes.drivers.append(driver)
+        return driver
 
     def progress(self) -> float:
         return float(self.verb.progress(self.artifact)) if self.verb.progress is not None else 0.0
