@@ -30,7 +30,7 @@ from raydr.methods.contrastive import Contrastive
 ROOM_BYTES = 3 << 30
 """What the cluster may take on top of what the machine uses now; two workers with their encoder take half of it."""
 TAKEN_BYTES = 6 << 30
-_PATIENCE_S = 150.0
+_PATIENCE_S = 300.0
 
 
 def take(where: str) -> None:
@@ -166,12 +166,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     parser.add_argument("--out", type=Path, required=True, help="OUT.md and OUT.json are written")
+    parser.add_argument("--only", nargs="*", default=["embed", "train"], help="embed, train")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child, arguments.work)
     found = {}
-    for what in ("embed", "train"):
+    for what in arguments.only:
         for once in (True, False):
             name = f"{what}, {'once' if once else 'always'}"
             found[name] = case(what, arguments.work.resolve() / name.replace(", ", "-"), once=once)

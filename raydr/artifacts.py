@@ -33,7 +33,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raydr.bucket import BRINGING, bring, bring_files, bring_manifest, clear, is_hidden, manifest_above, take_there
-from raydr.errors import ArtifactError, ConfigError, RaydrError
+from raydr.errors import LESS_MEMORY, ArtifactError, ConfigError, RaydrError, is_out_of_memory
 from raydr.manifest import (
     MANIFEST,
     FileRecord,
@@ -374,12 +374,16 @@ def _exclusive(path: Path, bucket: Bucket | None) -> Generator[Lease | None]:
 
 @contextmanager
 def _told(path: Path) -> Generator[None]:
-    """Says which disk is full or read-only, and what to do, whoever noticed it: Arrow, FAISS or a Ray task."""
+    """Says which disk is full or read-only, or that memory was short, and what to do, whoever noticed it: Arrow, FAISS
+    or a Ray task.
+    """
     try:
         yield
     except RaydrError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise RaydrError(f"{named(path)}: {LESS_MEMORY}") from error
         number = getattr(error, "errno", None)
         if isinstance(error, OSError) and number is None and shutil.disk_usage(path).free < _NEXT_TO_NOTHING:
             number = errno.ENOSPC  # numpy says only that less was written than it wanted

@@ -26,7 +26,7 @@ from raydr.artifacts import (
     write_durably,
 )
 from raydr.config import Config
-from raydr.errors import ArtifactError
+from raydr.errors import ArtifactError, RaydrError
 
 
 class Settings(Config):
@@ -237,6 +237,17 @@ def test_a_step_that_raises_leaves_no_artifact_but_may_be_resumed(tmp_path):
     with write_artifact(path, kind="thing", config=Settings(), resume=True) as writer:
         assert (writer.path / "half").read_text() == "half"
     assert list(open_artifact(path).manifest.files) == ["half"]
+
+
+def test_a_worker_that_ray_ended_for_its_memory_is_told_with_the_way_out(tmp_path):
+    from ray.exceptions import OutOfMemoryError, RayTaskError
+
+    error = RayTaskError("map", "Traceback ...", OutOfMemoryError("Task was killed due to the node running low"))
+    with (
+        pytest.raises(RaydrError, match=r"/a: a node's memory was used up.*embed\.worker_cpus.*same command again"),
+        write_artifact(tmp_path / "a", kind="thing", config={}),
+    ):
+        raise error.as_instanceof_cause()
 
 
 @pytest.mark.parametrize(("size", "resume"), [(2, True), (1, False)])
