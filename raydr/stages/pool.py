@@ -21,7 +21,7 @@ Work: TypeAlias = Callable[[pa.Table], pa.Table]
 """What an actor does with a block."""
 
 RESTARTS: dict[str, Any] = {"max_restarts": 20, "max_task_retries": 20}
-"""Of each actor. Ray Data's own is without end: a block that needs more memory than there is would be tried for ever."""
+"""Of each actor. Ray Data's own is without end, and a block that takes too much memory would be tried for ever."""
 _CPUS_LEFT_FREE = 2
 _MOST_WORKER_CPUS = 4
 """More threads than this help one worker less than a second worker does."""
