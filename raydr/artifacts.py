@@ -18,6 +18,7 @@ the manifest last. A file of an older state is removed here when a newer manifes
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,9 +33,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raydr.bucket import BRINGING, bring, bring_files, bring_manifest, clear, is_hidden, manifest_above, take_there
-from raydr.errors import ArtifactError, ConfigError
-from raydr.manifest import MANIFEST, FileRecord, Manifest, file_sha256, fsync, write_durably
-from raydr.storage import Bucket, bucket_of, leased, locked, named, place, url_of
+from raydr.errors import LESS_MEMORY, ArtifactError, ConfigError, RaydrError, is_out_of_memory
+from raydr.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    file_sha256,
+    fsync,
+    make_folder,
+    sync_files,
+    write_durably,
+)
+from raydr.storage import Bucket, Lease, bucket_of, in_parallel, leased, locked, named, place, url_of
 from raydr.version import __version__
 
 __all__ = [  # those of other modules, as the rest of raydr knows them
@@ -42,12 +52,25 @@ __all__ = [  # those of other modules, as the rest of raydr knows them
     "FileRecord",
     "Manifest",
     "bring",
+    "checked",
     "file_sha256",
     "write_durably",
 ]
 
 _IN_PROGRESS = ".in_progress"
+_CLEARING = b"clearing"
+_NEXT_TO_NOTHING = 1 << 20
+"""Bytes; a disk with less is full."""
 _LOCK = ".lock"
+_OF_THE_DISK = {
+    errno.ENOSPC: "the disk is full: free some space, or give another place (out=...)",
+    errno.EDQUOT: "the quota of the disk is used up: free some space, or give another place (out=...)",
+    errno.EFBIG: "the file would be larger than this disk or `ulimit -f` allows: give another place (out=...)",
+    errno.EROFS: "the disk is read-only: mount it for writing, or give another place (out=...)",
+}
+
+
+_AGAIN = "it was damaged after it was written: delete the artifact's folder, and give the command that made it again"
 
 
 @dataclass(frozen=True)
@@ -61,14 +84,26 @@ class Artifact:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
-    def verify(self) -> None:
-        """Compares every file with its checksum. Raises `ArtifactError` naming the first that differs."""
-        for name, record in self.manifest.files.items():
-            file = bring(self.path / name)
-            if not file.is_file():
-                raise ArtifactError(f"{file}: listed in {MANIFEST} but missing; make the artifact again")
-            if file.stat().st_size != record.bytes or file_sha256(file) != record.sha256:
-                raise ArtifactError(f"{file}: differs from its checksum in {MANIFEST}; make the artifact again")
+    def verify(self, inside: str = "") -> None:
+        """Compares every file (of a folder `inside`) with its checksum. Raises `ArtifactError` naming the first that
+        differs.
+        """
+        names = [n for n in self.manifest.files if n == inside or n.startswith(f"{inside}/" if inside else "")]
+        in_parallel(lambda name: checked(self.path / name, self.manifest.files[name]), names)
+
+
+def checked(file: Path, record: FileRecord) -> Path:
+    """A file of an artifact, on this machine, all of it compared with its checksum. Raises `ArtifactError` naming it.
+
+    What a disk has damaged must not be answered from. It costs one reading, which whoever searches does anyway.
+    """
+    bucket = bucket_of(file)
+    if bucket is not None and file.is_file() and not record.is_of(file):
+        file.unlink()  # a copy, of which the bucket has the original
+    if not record.is_of(bring(file)):
+        problem = f"differs from its checksum in {MANIFEST}" if file.is_file() else f"listed in {MANIFEST} but missing"
+        raise ArtifactError(f"{file}: {problem}; {_AGAIN}")
+    return file
 
 
 @dataclass
@@ -103,8 +138,8 @@ def is_finished(path: str | Path, expected_fingerprint: str | None = None) -> bo
 def open_artifact(path: str | Path, *, kind: str | None = None, later: bool = False) -> Artifact:
     """The finished artifact at `path`. Raises `ArtifactError` when there is none, or it is of another kind.
 
-    Sizes are checked here, which catches truncation for nothing; `Artifact.verify` also reads the checksums. `later`:
-    files that are in a bucket stay there; whoever reads one asks for it with `bring`.
+    Its files are compared with their checksums. `later`: they are not read here, only their sizes are compared, and
+    those in a bucket stay there; whoever reads one asks for it with `checked` or `bring`.
     """
     path = place(path)
     bucket = bucket_of(path)
@@ -129,8 +164,11 @@ def open_artifact(path: str | Path, *, kind: str | None = None, later: bool = Fa
         if bucket is not None and later and not file.exists():
             continue
         if not file.is_file() or file.stat().st_size != record.bytes:
-            raise ArtifactError(f"{file}: missing or truncated; make the artifact again")
-    return Artifact(path, _as_seen_from(path, manifest))
+            raise ArtifactError(f"{file}: missing or truncated; {_AGAIN}")
+    artifact = Artifact(path, _as_seen_from(path, manifest))
+    if not later:
+        artifact.verify()
+    return artifact
 
 
 def artifact_of(path: str | Path) -> Artifact | None:
@@ -219,14 +257,18 @@ def write_artifact(
     input_prints = {name: artifact.fingerprint for name, artifact in (inputs or {}).items()}
     print_ = fingerprint(kind, config, input_prints)
     marker = path / _IN_PROGRESS
-    _check_ours(path, bucket)
-    path.mkdir(parents=True, exist_ok=True)
-    with _exclusive(path, bucket):
+    with ExitStack() as stack:
+        stack.enter_context(_told(path))
+        _check_ours(path, bucket)
+        make_folder(path)
+        lease = stack.enter_context(_exclusive(path, bucket))
         if not (resume and marker.exists() and marker.read_text() == print_):
+            write_durably(marker, _CLEARING)  # so that what a crash leaves here is known to be ours, and of nobody
             _clear(path)
         write_durably(marker, print_.encode())
         if bucket is not None and not (resume and bucket.read(_IN_PROGRESS) == print_.encode()):
-            clear(bucket)
+            bucket.write(_IN_PROGRESS, _CLEARING)
+            clear(bucket, _IN_PROGRESS)
             bucket.write(_IN_PROGRESS, print_.encode())
         writer = ArtifactWriter(path)
         yield writer
@@ -247,9 +289,8 @@ def write_artifact(
             files=dict(sorted(records.items())),
             paths=_paths_from(path, {"config": _as_json(config), "details": _as_json(writer.details)}),
         )
-        for name in names:
-            fsync(path / name)
-        _publish(path, bucket, manifest)
+        sync_files(path, names)
+        _publish(path, lease, manifest)
         marker.unlink()
         if bucket is not None:
             bucket.remove(_IN_PROGRESS)
@@ -257,8 +298,8 @@ def write_artifact(
 
 def _check_ours(path: Path, bucket: Bucket | None) -> None:
     if path.exists() and any(path.iterdir()) and not (path / _IN_PROGRESS).exists() and not (path / MANIFEST).exists():
-        found = [file for file in path.iterdir() if bucket is None or file.name not in (BRINGING, _LOCK)]
-        if found:
+        begun = (BRINGING, _LOCK, f".{_IN_PROGRESS}.")  # the last: half written, where a crash came as early as that
+        if any(not file.name.startswith(begun) for file in path.iterdir()):
             raise ArtifactError(
                 f"{path}: holds files that raydr did not make; choose another `out` or empty it yourself"
             )
@@ -268,10 +309,11 @@ def _check_ours(path: Path, bucket: Bucket | None) -> None:
         )
 
 
-def _publish(path: Path, bucket: Bucket | None, manifest: Manifest) -> None:
-    content = manifest.model_dump_json(indent=2).encode()
-    if bucket is not None:
-        bucket.write(MANIFEST, content)
+def _publish(path: Path, lease: Lease | None, manifest: Manifest) -> None:
+    content = manifest.as_json()
+    if lease is not None:
+        lease.check()
+        lease.bucket.write(MANIFEST, content)
     write_durably(path / MANIFEST, content)
 
 
@@ -297,7 +339,7 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
     path = place(path)
     bucket = bucket_of(path)
     open_artifact(path, kind=kind, later=True)  # no lock file is left in a folder that is not ours
-    with _exclusive(path, bucket):
+    with _told(path), _exclusive(path, bucket) as lease:
         artifact = open_artifact(path, kind=kind, later=True)
         old = artifact.manifest
         update = ArtifactUpdate(artifact, dict(old.counts), dict(old.details), set(old.files))
@@ -312,28 +354,57 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
                 bring(path / name)
             elif bucket is not None:
                 bucket.push(name)
-            fsync(path / name)
             records[name] = FileRecord.of(path / name)
+        sync_files(path, [name for name in records if name not in old.files and (path / name).is_file()])
         changes = {"counts": update.counts, "details": _portable(update.details), "files": records}
-        _publish(path, bucket, old.model_copy(update=changes))
+        _publish(path, lease, old.model_copy(update=changes))
 
 
 @contextmanager
-def _exclusive(path: Path, bucket: Bucket | None) -> Generator[None]:
-    """Holds the folder's lock, and its bucket's lease."""
+def _exclusive(path: Path, bucket: Bucket | None) -> Generator[Lease | None]:
+    """Holds the folder's lock, and its bucket's lease, which it gives."""
     with ExitStack() as stack:
-        held = stack.enter_context(locked(path, _LOCK, wait=False))
+        held, lease = stack.enter_context(locked(path, _LOCK, wait=False)), None
         if held and bucket is not None:  # whoever holds the machine's lock may take over this machine's lease
-            held = stack.enter_context(leased(bucket))
-        if not held:
+            lease = stack.enter_context(leased(bucket))
+        if not held or (bucket is not None and lease is None):
             raise ArtifactError(f"{named(path)}: another process is writing this artifact; wait for it to finish")
+        yield lease
+
+
+@contextmanager
+def _told(path: Path) -> Generator[None]:
+    """Says which disk is full or read-only, or that memory was short, and what to do, whoever noticed it: Arrow, FAISS
+    or a Ray task.
+    """
+    try:
         yield
+    except RaydrError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise RaydrError(f"{named(path)}: {LESS_MEMORY}") from error
+        number = getattr(error, "errno", None)
+        if isinstance(error, OSError) and number is None and shutil.disk_usage(path).free < _NEXT_TO_NOTHING:
+            number = errno.ENOSPC  # numpy says only that less was written than it wanted
+        for known, way_out in _OF_THE_DISK.items():
+            if number == known or os.strerror(known) in str(error):
+                again = "; then give the same command again, which goes on from what is whole"
+                raise ArtifactError(f"{named(path)}: {way_out}{again} ({_shortly(error)})") from error
+        raise
+
+
+def _shortly(error: Exception) -> str:
+    """The last line: errors of Ray's tasks bring their traceback along."""
+    return str(error).strip().rpartition("\n")[2].strip()
 
 
 def _clear(path: Path) -> None:
-    (path / MANIFEST).unlink(missing_ok=True)  # first, so that a crash in here cannot leave a "finished" artifact
+    if (path / MANIFEST).exists():
+        (path / MANIFEST).unlink()
+        fsync(path)  # before anything else goes, so that no crash in here can leave a "finished" artifact
     for child in path.iterdir():
-        if child.name in (_LOCK, BRINGING):
+        if child.name in (_LOCK, BRINGING, _IN_PROGRESS):
             continue
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 

@@ -113,9 +113,9 @@ def take_there(bucket: Bucket, here: dict[str, FileRecord], known: Mapping[str, 
     return {**read, **{name: record for name, record in known.items() if name in there}, **here}
 
 
-def clear(bucket: Bucket) -> None:
+def clear(bucket: Bucket, kept: str) -> None:
     bucket.remove(MANIFEST)
-    in_parallel(bucket.remove, [name for name in bucket.sizes() if name != LEASE])
+    in_parallel(bucket.remove, [name for name in bucket.sizes() if name not in (LEASE, kept)])
 
 
 def is_hidden(name: str) -> bool:

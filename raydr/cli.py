@@ -258,6 +258,9 @@ def _add_plan(commands: Any) -> None:
 def _add_doctor(commands: Any) -> None:
     parser = _command(commands, "doctor", _run_doctor, "check this machine and say what is missing")
     parser.add_argument("--ray", action="store_true", help="also start a small Ray cluster and run a task on it")
+    parser.add_argument(
+        "--verify", type=_location, metavar="DIR", help="compare all artifacts in DIR with their checksums"
+    )
     parser.add_argument("--output", choices=["text", "json"], default="text", help="form of the result on stdout")
 
 
@@ -480,9 +483,9 @@ def _run_plan(arguments: argparse.Namespace) -> int:
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
-    from raydr.doctor import as_json, as_table, run_doctor
+    from raydr.doctor import as_json, as_table, run_doctor, verified
 
-    checks = run_doctor(with_ray=arguments.ray)
+    checks = verified(arguments.verify) if arguments.verify else run_doctor(with_ray=arguments.ray)
     print(as_json(checks) if arguments.output == "json" else as_table(checks))
     return 1 if any(check.status == "fail" for check in checks) else 0
 

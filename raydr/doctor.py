@@ -6,6 +6,7 @@ feature; a `fail` means that the main path will not run.
 
     raydr doctor              a table
     raydr doctor --ray        also starts a one-CPU Ray cluster and runs a task on it
+    raydr doctor --verify OUT             reads every artifact in OUT and compares it with its checksums, nothing else
 """
 
 from __future__ import annotations
@@ -66,6 +67,26 @@ def run_doctor(*, with_ray: bool = False) -> list[Check]:
             name = check.__name__.strip("_")
             found.append(Check(name, "fail", f"{type(error).__name__}: {error}", "run 'make setup' again"))
     return found
+
+
+def verified(folder: Path) -> list[Check]:
+    """A check for each finished artifact in (or below) a folder whose files are not what they were, and one in all."""
+    from raydr.artifacts import MANIFEST, open_artifact
+    from raydr.storage import bucket_of
+
+    bucket = bucket_of(folder)
+    names = bucket.sizes() if bucket is not None else [str(file.relative_to(folder)) for file in folder.rglob(MANIFEST)]
+    found = sorted(folder / name for name in names if Path(name).name == MANIFEST)
+    checks = []
+    for manifest in found:
+        try:
+            open_artifact(manifest.parent)
+        except RaydrError as error:
+            checks.append(Check("artifact", "fail", str(error), "the message says which folder to delete"))
+    status: Status = "ok" if found and not checks else "warn"
+    detail = f"{len(found)} artifacts in {folder}, {len(found) - len(checks)} of them as they were written"
+    way_out = "" if found else "there is no finished artifact: name the folder of a run"
+    return [*checks, Check("artifacts", status, detail, way_out)]
 
 
 def as_table(checks: Sequence[Check]) -> str:

@@ -22,5 +22,22 @@ class ArtifactError(RaydrError):
     """An artifact that is missing, unfinished, damaged or made by something else than what is asked of it."""
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether Ray ended a worker (or several, one after the other) because its node had no memory left."""
+    while error is not None:
+        if "OutOfMemoryError" in f"{type(error).__name__} {error}":
+            return True
+        error = getattr(error, "cause", None) or error.__cause__
+    return False
+
+
+LESS_MEMORY = (
+    "a node's memory was used up, and Ray ended a worker there. Let fewer work on a node, by more CPUs for each "
+    "(embed.worker_cpus, rerank.worker_cpus, train.worker_cpus) or fewer of them (num_workers), or take less at once "
+    "(method.args.batch_tokens; train.batch_size or train.chunk_tokens; index.num_shards higher), then give the same "
+    "command again, which goes on from what is whole"
+)
+
+
 class MissingDependencyError(RaydrError):
     """A package that this step needs is not installed; the message names the extra that brings it."""

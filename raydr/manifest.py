@@ -1,13 +1,19 @@
-"""What a finished step says about itself, and how a file is put on disk so that no crash leaves half of it. No Ray."""
+"""What a finished step says about itself, and how a file is put on disk so that no crash leaves half of it. No Ray.
+
+Notable: a manifest has the checksum of every file, and its own. A name is on disk when its folder is synced, so files
+and all folders down to them are synced before the manifest takes its name.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydr.config import Config
 
@@ -24,6 +30,10 @@ class FileRecord(Config):
     @classmethod
     def of(cls, file: Path) -> FileRecord:
         return cls(bytes=file.stat().st_size, sha256=file_sha256(file))
+
+    def is_of(self, file: Path) -> bool:
+        """Whether that file is there, with this content, all of which is read."""
+        return file.is_file() and file.stat().st_size == self.bytes and file_sha256(file) == self.sha256
 
 
 class Manifest(Config):
@@ -48,6 +58,22 @@ class Manifest(Config):
     """Relative name of each data file -> size and checksum."""
     paths: dict[str, str] = Field(default_factory=dict)
     """Each path in `config` or `details` that lies in an artifact -> the same, seen from this artifact's folder."""
+    checksum: str = ""
+    """SHA-256 of all of the above; empty in those that an older raydr wrote."""
+
+    @model_validator(mode="after")
+    def _undamaged(self) -> Manifest:
+        if self.checksum and self.checksum != self._sha256():
+            raise ValueError("differs from its own checksum; delete the artifact's folder and make it again")
+        return self
+
+    def as_json(self) -> bytes:
+        """What stands in the file, checksum included."""
+        return self.model_copy(update={"checksum": self._sha256()}).model_dump_json(indent=2).encode()
+
+    def _sha256(self) -> str:
+        content = json.loads(self.model_dump_json(exclude={"checksum"}))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -61,12 +87,34 @@ def file_sha256(path: Path) -> str:
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces `path` with `content` so that a crash or power cut leaves either the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk it would take what is left
+        raise
     fsync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """A folder and those above it that are missing, so that a power cut takes none of them back."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync(folder.parent)
+
+
+def sync_files(folder: Path, names: Iterable[str]) -> None:
+    """Files below a folder, and the folders they lie in up to this one: contents and names are then on disk."""
+    folders = {folder}
+    for name in names:
+        fsync(folder / name)
+        folders |= {folder / parent for parent in Path(name).parents}
+    for each in sorted(folders, reverse=True):  # the deepest first
+        fsync(each)
 
 
 def fsync(path: Path) -> None:

@@ -331,9 +331,29 @@ def locked(folder: Path, name: str, *, wait: bool) -> Generator[bool]:
         yield True
 
 
+@dataclass(frozen=True)
+class Lease:
+    """A folder of a bucket that is held against the writers of other machines."""
+
+    bucket: Bucket
+    owner: str
+
+    def is_held(self) -> bool:
+        """Whether nobody has taken it over, as they may from one that was asleep for `PATIENCE_S`."""
+        return _of_lease(self.bucket.read(LEASE)).get("owner") in (self.owner, None)
+
+    def check(self) -> None:
+        """Raises `ArtifactError` where it is no longer held: what was written since is not to be published."""
+        if not self.is_held():
+            raise ArtifactError(
+                f"{self.bucket.url}: another machine writes this artifact since this one was away for more than "
+                f"{PATIENCE_S:.0f} s (asleep, or cut off from the bucket); wait for it to finish"
+            )
+
+
 @contextmanager
-def leased(bucket: Bucket) -> Generator[bool]:
-    """Holds a folder of a bucket against the writers of other machines; yields whether it is held.
+def leased(bucket: Bucket) -> Generator[Lease | None]:
+    """Holds a folder of a bucket against the writers of other machines; None where one of them holds it.
 
     The lease is a small file that its owner renews. One that stays the same for `PATIENCE_S` belongs to nobody any
     more, whatever the clocks say, and one of this machine neither: whoever asks holds the machine's lock already.
@@ -341,33 +361,38 @@ def leased(bucket: Bucket) -> Generator[bool]:
     """
     host = socket.gethostname()
     beat = {"host": host, "owner": uuid.uuid4().hex, "count": 0}
+    lease = Lease(bucket, str(beat["owner"]))
     ended = threading.Event()
     seen = bucket.read(LEASE)
-    if seen is not None and _host_of(seen) != host:
+    if seen is not None and _of_lease(seen).get("host") != host:
         ended.wait(PATIENCE_S)
         if bucket.read(LEASE) not in (seen, None):
-            yield False
+            yield None
             return
 
     def renew() -> None:
         while not ended.wait(BEAT_S):
             beat["count"] += 1
             with suppress(ArtifactError):  # a bucket that is away for a while may come back in time
+                if not lease.is_held():
+                    return
                 bucket.write(LEASE, json.dumps(beat).encode())
 
     bucket.write(LEASE, json.dumps(beat).encode())
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     try:
-        yield True
+        yield lease
     finally:
         ended.set()
         thread.join()
-        bucket.remove(LEASE)
+        if lease.is_held():
+            bucket.remove(LEASE)
 
 
-def _host_of(lease: bytes) -> str | None:
+def _of_lease(content: bytes | None) -> dict[str, Any]:
     try:
-        return json.loads(lease).get("host")
-    except (ValueError, AttributeError):
-        return None
+        found = json.loads(content or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

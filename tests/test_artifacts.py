@@ -26,7 +26,7 @@ from raydr.artifacts import (
     write_durably,
 )
 from raydr.config import Config
-from raydr.errors import ArtifactError
+from raydr.errors import ArtifactError, RaydrError
 
 
 class Settings(Config):
@@ -168,13 +168,15 @@ def test_a_missing_file_is_found_on_opening(tmp_path):
         open_artifact(tmp_path / "a")
 
 
-def test_a_flipped_bit_is_found_by_verify(tmp_path):
+def test_a_flipped_bit_is_found_when_it_is_opened_or_verified(tmp_path):
     make(tmp_path / "a")
     file = tmp_path / "a" / "data" / "part-0"
     content = bytearray(file.read_bytes())
     content[500] ^= 1
     file.write_bytes(content)
-    artifact = open_artifact(tmp_path / "a")  # same size: opening is quick and does not see it
+    with pytest.raises(ArtifactError, match=r"part-0: differs from its checksum.*delete the artifact's folder"):
+        open_artifact(tmp_path / "a")
+    artifact = open_artifact(tmp_path / "a", later=True)  # whoever reads the file compares it
     with pytest.raises(ArtifactError, match=r"part-0: differs from its checksum"):
         artifact.verify()
 
@@ -192,7 +194,7 @@ def test_a_manifest_cannot_point_outside(tmp_path, name):
     make(tmp_path / "a")
     (tmp_path / "outside").write_bytes(b"x" * 1000)
     manifest = json.loads((tmp_path / "a" / MANIFEST).read_text())
-    manifest["files"] = {name: manifest["files"]["data/part-0"]}
+    manifest |= {"files": {name: manifest["files"]["data/part-0"]}, "checksum": ""}
     (tmp_path / "a" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="leaves the artifact's folder"):
         open_artifact(tmp_path / "a")
@@ -235,6 +237,17 @@ def test_a_step_that_raises_leaves_no_artifact_but_may_be_resumed(tmp_path):
     with write_artifact(path, kind="thing", config=Settings(), resume=True) as writer:
         assert (writer.path / "half").read_text() == "half"
     assert list(open_artifact(path).manifest.files) == ["half"]
+
+
+def test_a_worker_that_ray_ended_for_its_memory_is_told_with_the_way_out(tmp_path):
+    from ray.exceptions import OutOfMemoryError, RayTaskError
+
+    error = RayTaskError("map", "Traceback ...", OutOfMemoryError("Task was killed due to the node running low"))
+    with (
+        pytest.raises(RaydrError, match=r"/a: a node's memory was used up.*embed\.worker_cpus.*same command again"),
+        write_artifact(tmp_path / "a", kind="thing", config={}),
+    ):
+        raise error.as_instanceof_cause()
 
 
 @pytest.mark.parametrize(("size", "resume"), [(2, True), (1, False)])

@@ -43,7 +43,7 @@ SURFACE = {
     "reproductions check": set(),
     "reproductions render": set(),
     "plan": {"config", "overrides", "--brief", "--measure", "--dry-run", "--output"},
-    "doctor": {"--ray", "--output"},
+    "doctor": {"--ray", "--verify", "--output"},
 }
 
 

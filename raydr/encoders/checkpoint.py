@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydr.artifacts import bring, file_sha256
-from raydr.errors import ConfigError, MissingDependencyError
+from raydr.artifacts import artifact_of, bring, file_sha256
+from raydr.errors import ArtifactError, ConfigError, MissingDependencyError
 from raydr.models.pooling import Pooling
 from raydr.storage import place
 
@@ -117,10 +117,26 @@ def locate(model: str) -> Path:
         return Path(spec.submodule_search_locations[0]) / "model"
     path = bring(place(model).expanduser())
     if (path / "config.json").is_file() or (path / "modules.json").is_file():
+        _check(path)
         return path
     if path.exists():
         raise ConfigError(f"model {model!r}: {path} has no config.json, so it is not a checkpoint folder")
     return _from_hub(model)
+
+
+def _check(path: Path) -> None:
+    """Raises `ArtifactError` where a file of a trained model, or of what lies in an artifact otherwise, was damaged."""
+    artifact = artifact_of(path)
+    if artifact is None:
+        return
+    inside = path.resolve().relative_to(artifact.path).as_posix()
+    for name, record in artifact.manifest.files.items():
+        file = artifact.path / name
+        if not name.startswith(f"{inside}/") or not file.is_file():
+            continue
+        stat = file.stat()
+        if stat.st_size != record.bytes or _sha256(str(file), stat.st_size, stat.st_mtime_ns) != record.sha256:
+            raise ArtifactError(f"{file}: differs from its checksum, it was damaged; make the model again")
 
 
 def _from_hub(name: str) -> Path:

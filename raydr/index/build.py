@@ -45,6 +45,7 @@ from raydr.index.layout import (
 from raydr.index.recall import measure_recall
 from raydr.index.shard import PASSAGES, VECTORS, Shard, write_passages
 from raydr.index.vectors import Vectors, create, train
+from raydr.manifest import fsync
 from raydr.runtime import PLACEMENT, smallest_node_cpus
 from raydr.storage import bucket_of, latest, named, publish, remove_file
 from raydr.types import PASSAGE_ID, TEXT, TITLE
@@ -126,6 +127,7 @@ def build_shards(
     """Builds the shards of a corpus under `out/shards`, each from a copy of `empty`; keeps those that are finished."""
     empty_index = out / _EMPTY
     empty.write(empty_index.with_suffix(".tmp"))
+    fsync(empty_index.with_suffix(".tmp"))  # whole wherever it has its name, also after a power cut
     empty_index.with_suffix(".tmp").rename(empty_index)
     publish(empty_index)
     plans = _plan(source, config, out.resolve(), empty_index.resolve(), first_number)
@@ -176,7 +178,8 @@ def build_bm25(out: Path, details: IndexDetails, config: BM25Config) -> str:
 def _texts(out: Path, details: IndexDetails) -> Iterator[str]:
     with tqdm(total=details.num_rows, desc="bm25", unit="passage", disable=None) as bar:
         for record in details.shards:
-            for batch in Shard(shard_path(out, record.name)).table.select([TITLE, TEXT]).to_batches():
+            shard = Shard(shard_path(out, record.name), files=record.files)
+            for batch in shard.table.select([TITLE, TEXT]).to_batches():
                 for title, text in zip(batch.column(TITLE).to_pylist(), batch.column(TEXT).to_pylist(), strict=True):
                     yield f"{title}{details.title_separator}{text}" if title else text
                 bar.update(batch.num_rows)

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int64
 
 from raydr.artifacts import Artifact
 from raydr.errors import ArtifactError
-from raydr.storage import reach
+from raydr.storage import bucket_of, reach
 from raydr.types import EMBEDDING, PASSAGE_ID, POSITION
 
 _BATCH_ROWS = 16_384
@@ -34,7 +34,12 @@ class EmbeddedCorpus:
 
     @classmethod
     def of(cls, passage_files: list[Path], num_passages: int, embeddings: Artifact) -> EmbeddedCorpus:
-        """Raises `ArtifactError` when the embeddings cannot be those of this corpus."""
+        """Raises `ArtifactError` when the embeddings cannot be those of this corpus, or a file of them was damaged.
+
+        Of embeddings in a bucket the files are not compared: they stay there, and workers read parts of them.
+        """
+        if bucket_of(embeddings.path) is None:
+            embeddings.verify()
         names = [name for name in embeddings.manifest.files if name.endswith(".parquet")]
         files = tuple(embeddings.path.resolve() / name for name in sorted(names))
         if not files or not num_passages:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import ValidationError
 
-from raydr.artifacts import Artifact, FileRecord, bring, file_sha256, write_durably
+from raydr.artifacts import Artifact, FileRecord, bring, write_durably
 from raydr.config import Component, Config
 from raydr.errors import ArtifactError
 from raydr.index.config import BM25Config, SearchParameters
@@ -127,17 +127,12 @@ def read_record(folder: Path) -> ShardRecord | None:
     if bucket is not None:
         sizes = bucket.sizes()
         return record if all(sizes.get(name) == expected.bytes for name, expected in record.files.items()) else None
-    for name, expected in record.files.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != expected.bytes or file_sha256(file) != expected.sha256:
-            return None
-    return record
+    return record if all(expected.is_of(folder / name) for name, expected in record.files.items()) else None
 
 
 def write_deleted(root: Path, shard: ShardRecord, rows: Int64[np.ndarray, " deleted"]) -> ShardRecord:
     """Records `rows` (all deleted ones of the shard, ascending) in a new file named after its content."""
-    digest = hashlib.sha256(rows.tobytes()).hexdigest()[:12]
-    name = f"deleted/{shard.name}-{digest}.npy"
+    name = f"deleted/{shard.name}-{_digest(rows)}.npy"
     (root / "deleted").mkdir(exist_ok=True)
     with (root / name).open("wb") as stream:
         np.save(stream, rows, allow_pickle=False)
@@ -145,6 +140,18 @@ def write_deleted(root: Path, shard: ShardRecord, rows: Int64[np.ndarray, " dele
 
 
 def read_deleted(root: Path, shard: ShardRecord) -> Int64[np.ndarray, " deleted"]:
+    """Raises `ArtifactError` where the file is not the one that its name says."""
     if shard.deleted is None:
         return np.zeros(0, dtype=np.int64)
-    return np.load(bring(root / shard.deleted), allow_pickle=False)
+    file = bring(root / shard.deleted)
+    try:
+        rows = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{file}: not a readable list of deleted rows: {error}; build the index again") from error
+    if shard.deleted != f"deleted/{shard.name}-{_digest(rows)}.npy":
+        raise ArtifactError(f"{file}: differs from the checksum in its name, it was damaged; build the index again")
+    return rows
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:12]

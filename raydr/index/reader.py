@@ -1,7 +1,8 @@
 """Reading an index: the state it had when it was opened, its shards, its passages, its BM25 side. No Ray.
 
-Notable: opening reads the manifest and file headers; embeddings, ids and BM25 are mapped when first used. Rows of the
-whole index number the shards' rows one shard after the other; they never leave `index/` and its callers in batch.
+Notable: opening reads the manifest; embeddings, passages and BM25 are compared with their checksums and mapped when
+first used. Rows of the whole index number the shards' rows one shard after the other; they never leave `index/` and its
+callers in batch.
 
     reader = IndexReader.open("runs/demo/index")
     top = reader.search(embeddings, k=10, allowed=reader.select({"package": "numpy"}))
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 
-from raydr.artifacts import Artifact, bring, open_artifact
+from raydr.artifacts import Artifact, open_artifact
 from raydr.config import Component
 from raydr.data.arrow_rows import gather
 from raydr.errors import ArtifactError
@@ -134,7 +135,8 @@ class IndexReader:
         """The BM25 side, over rows of the whole index. Raises `ArtifactError` when the index was built without one."""
         if self.details.bm25 is None:
             raise ArtifactError(f"{self.path}: built without BM25; build it with index.bm25={{}} or search mode=dense")
-        return BM25.open(bring(self.path / self.details.bm25))
+        self.artifact.verify(self.details.bm25)
+        return BM25.open(self.path / self.details.bm25)
 
     def search(
         self,
@@ -213,8 +215,14 @@ def open_shard(
 ) -> Shard:
     """The shard that `record` describes, in the index at `root`."""
     deleted = read_deleted(root, record)
-    path = shard_path(root, record.name)
-    return Shard(path, deleted=deleted, device=device, num_threads=num_threads, parameters=parameters)
+    return Shard(
+        shard_path(root, record.name),
+        files=record.files,
+        deleted=deleted,
+        device=device,
+        num_threads=num_threads,
+        parameters=parameters,
+    )
 
 
 def shift(top: TopK, first_row: int | np.integer) -> TopK:

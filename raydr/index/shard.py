@@ -11,7 +11,7 @@ is the same thing in memory, for a notebook or a test.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int64
 
-from raydr.artifacts import bring
+from raydr.artifacts import FileRecord, bring, checked
 from raydr.data.arrow_rows import ArrowRows
 from raydr.errors import ArtifactError, ConfigError
 from raydr.index.config import Device, SearchParameters
@@ -69,19 +69,23 @@ class PassageIds(Sequence[str]):
 
 
 class Shard:
-    """One shard on disk; opening it reads nothing but the files' headers."""
+    """One shard on disk. Where its files' records are known, each is compared with its own when it is first used, and
+    `ArtifactError` names the one that was damaged; without, opening reads nothing but headers.
+    """
 
     def __init__(
         self,
         path: Path,
         *,
+        files: Mapping[str, FileRecord] | None = None,
         deleted: Int64[np.ndarray, " deleted"] | None = None,
         device: Device = "cpu",
         num_threads: int | None = None,
         parameters: SearchParameters | None = None,
     ) -> None:
         self.path = path
-        self._rows = _open_rows(bring(path / PASSAGES))
+        self._files = files or {}
+        self._rows = _open_rows(self._file(PASSAGES))
         self.table = self._rows.table
         self._device = device
         self._num_threads = num_threads
@@ -93,12 +97,16 @@ class Shard:
 
     @cached_property
     def vectors(self) -> Vectors:
-        vectors = Vectors.read(bring(self.path / VECTORS), device=self._device, num_threads=self._num_threads)
+        vectors = Vectors.read(self._file(VECTORS), device=self._device, num_threads=self._num_threads)
         if vectors.num_rows != self.num_rows:
             raise ArtifactError(
                 f"{self.path}: {vectors.num_rows} embeddings beside {self.num_rows} passages; build the index again"
             )
         return vectors
+
+    def _file(self, name: str) -> Path:
+        record = self._files.get(name)
+        return bring(self.path / name) if record is None else checked(self.path / name, record)
 
     @property
     def num_rows(self) -> int:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from raydr.artifacts import Artifact, ArtifactUpdate, bring, open_artifact, update_artifact
+from raydr.artifacts import Artifact, ArtifactUpdate, checked, open_artifact, update_artifact
 from raydr.data.corpus import Corpus
 from raydr.errors import ArtifactError, DataError
 from raydr.index.build import build_bm25, build_shards
@@ -86,7 +86,8 @@ def add(
         _check_columns(path, details, source)
         _drop_leftovers(path / "shards", details.next_shard)
         # Shards of one index share what training learnt, and a small addition could not be trained on anyway.
-        empty = Vectors.empty_copy(bring(shard_path(path, details.shards[0].name) / VECTORS))
+        first = details.shards[0]
+        empty = Vectors.empty_copy(checked(shard_path(path, first.name) / VECTORS, first.files[VECTORS]))
         sizes = IndexConfig.model_validate(update.artifact.manifest.config).model_copy(update={"num_shards": None})
         added = build_shards(source, empty, sizes, path, first_number=details.next_shard, use_ray=use_ray)
         changes = {"shards": [*shards, *added], "next_shard": details.next_shard + len(added)}
@@ -165,7 +166,7 @@ def _without(root: Path, shards: Sequence[ShardRecord], ids: pa.ChunkedArray) ->
     """The shards with the live rows of `ids` deleted, and the ids that were found."""
     kept, found = [], []
     for record in shards:
-        column = Shard(shard_path(root, record.name)).table.column(PASSAGE_ID)
+        column = Shard(shard_path(root, record.name), files=record.files).table.column(PASSAGE_ID)
         mask = pc.is_in(column, value_set=ids).to_numpy().astype(bool)
         deleted = read_deleted(root, record)
         mask[deleted] = False
@@ -185,11 +186,12 @@ def _rewrite(root: Path, record: ShardRecord, name: str) -> ShardRecord:
     alive = np.ones(record.num_rows, dtype=bool)
     alive[read_deleted(root, record)] = False
     # Read into memory: rebuilding may need a direct map, which a memory-mapped index cannot get.
-    embeddings = Vectors(faiss.read_index(str(bring(old / VECTORS)))).reconstruct()[alive]
+    file = checked(old / VECTORS, record.files[VECTORS])  # what is damaged must not get a new checksum
+    embeddings = Vectors(faiss.read_index(str(file))).reconstruct()[alive]
     vectors = Vectors.empty_copy(old / VECTORS)
     vectors.add(embeddings)
     vectors.write(folder / VECTORS)
-    table = Shard(old).table
+    table = Shard(old, files=record.files).table
     write_passages(folder / PASSAGES, [table.filter(pa.array(alive))])
     return write_record(folder, name, int(alive.sum()))
 

@@ -24,7 +24,7 @@ from raydr.progress import followed
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
-from raydr.stages.pool import worker_pool
+from raydr.stages.pool import RESTARTS, worker_pool
 from raydr.storage import reach
 from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE
 
@@ -105,6 +105,7 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
             compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
             num_cpus=pool.reserved_cpus,
             num_gpus=config.worker_gpus,
+            **RESTARTS,
             **config.options(),
         )
 

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -20,6 +20,8 @@ from raydr.stages.config import PoolConfig
 Work: TypeAlias = Callable[[pa.Table], pa.Table]
 """What an actor does with a block."""
 
+RESTARTS: dict[str, Any] = {"max_restarts": 20, "max_task_retries": 20}
+"""Of each actor. Ray Data's own is without end, and a block that takes too much memory would be tried for ever."""
 _CPUS_LEFT_FREE = 2
 _MOST_WORKER_CPUS = 4
 """More threads than this help one worker less than a second worker does."""
@@ -86,6 +88,7 @@ def over_pool(blocks: Sequence[pa.Table], build: Callable[[], Work], config: Poo
             compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
             num_cpus=pool.reserved_cpus,
             num_gpus=config.worker_gpus,
+            **RESTARTS,
             **config.options(),
         )
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -24,6 +24,7 @@ from raydr.artifacts import bring
 from raydr.config import Component, Config
 from raydr.data.examples import ExampleSet
 from raydr.errors import RaydrError
+from raydr.manifest import sync_files
 from raydr.storage import Location, latest, publish
 from raydr.train.config import TrainConfig
 from raydr.train.metrics import METRICS, append, drop_after
@@ -296,6 +297,8 @@ class _Training:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         self.method.save_model(model, scratch)
+        # The driver takes what has this name for whole, also after a power cut.
+        sync_files(scratch, [file.relative_to(scratch).as_posix() for file in scratch.rglob("*") if file.is_file()])
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
         publish(target)

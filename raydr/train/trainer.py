@@ -34,7 +34,7 @@ from raydr.artifacts import (
 )
 from raydr.config import Component, validate
 from raydr.data.examples import ExampleSet
-from raydr.errors import ConfigError, RaydrError
+from raydr.errors import LESS_MEMORY, ConfigError, RaydrError, is_out_of_memory
 from raydr.progress import followed
 from raydr.runtime import PLACEMENT
 from raydr.storage import exists, latest, named, reach, remove_file, remove_folder
@@ -198,6 +198,8 @@ def _fit(job: Job, storage: Path) -> Any:
     except TrainingFailedError as error:
         refused = latest(job.out / REFUSED)
         cause = refused.read_text(encoding="utf-8") if refused.is_file() else _cause(error)
+        if is_out_of_memory(error):
+            cause = LESS_MEMORY
         raise RaydrError(f"training failed: {cause}{_if_the_disk_is_full(storage)}") from error
     if result.checkpoint is None:
         raise RaydrError(f"training ended without a checkpoint; Ray Train's log in {storage} says more")

@@ -148,7 +148,7 @@ def with_details(index: Path, copy: Path, **details: Any) -> Path:
     """A copy of an index whose manifest says something else."""
     shutil.copytree(index, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["details"].update(details)
+    manifest |= {"details": manifest["details"] | details, "checksum": ""}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return copy
 

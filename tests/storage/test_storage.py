@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,12 +95,15 @@ def test_a_bucket_that_is_not_there_says_so(s3):
         bucket_of(place("s3://no-such-bucket/a")).write("x", b"x")
 
 
-def test_a_lease_is_held_renewed_and_given_back(url, monkeypatch):
+@pytest.mark.parametrize("jump_s", [0, 86_400, -86_400])
+def test_a_lease_is_held_renewed_and_given_back(url, monkeypatch, jump_s):
     monkeypatch.setattr(storage, "BEAT_S", 0.1)
     monkeypatch.setattr(storage, "PATIENCE_S", 1.0)
     bucket = bucket_of(place(url))
     with leased(bucket) as held:
         assert held
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + jump_s)  # the clock of the other machine, or of this one
         monkeypatch.setattr(storage.socket, "gethostname", lambda: "another")
         with leased(bucket) as also:
             assert not also
@@ -107,6 +111,25 @@ def test_a_lease_is_held_renewed_and_given_back(url, monkeypatch):
     bucket.write(storage.LEASE, json.dumps({"host": "a machine that died"}).encode())
     with leased(bucket) as held:
         assert held
+
+
+def test_a_writer_that_was_asleep_does_not_publish(url, monkeypatch):
+    """Its process was stopped, or its machine suspended: no clock of its own tells it for how long."""
+    monkeypatch.setattr(storage, "BEAT_S", 0.1)
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.5)
+    bucket = bucket_of(place(url))
+    with leased(bucket) as first:
+        with monkeypatch.context() as asleep:  # it renews nothing, and knows nothing of it
+            asleep.setattr(storage.Lease, "is_held", lambda _: False)
+            time.sleep(0.3)
+        monkeypatch.setattr(storage.socket, "gethostname", lambda: "another")
+        first.check()
+        with leased(bucket) as second:
+            second.check()
+            with pytest.raises(ArtifactError, match="another machine writes this artifact"):
+                first.check()
+            assert b"another" in bucket.read(storage.LEASE)
+    assert bucket.sizes() == {}
 
 
 def test_one_process_brings_a_file_while_the_others_wait(url):
