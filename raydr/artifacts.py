@@ -33,12 +33,13 @@ from pydantic import BaseModel, ValidationError
 
 from raydr.bucket import BRINGING, bring, bring_files, bring_manifest, clear, is_hidden, manifest_above, take_there
 from raydr.errors import ArtifactError, ConfigError
-from raydr.manifest import MANIFEST, FileRecord, Manifest, file_sha256, fsync, write_durably
+from raydr.manifest import MANIFEST, FileName, FileRecord, Manifest, file_sha256, fsync, inside, write_durably
 from raydr.storage import Bucket, bucket_of, leased, locked, named, place, url_of
 from raydr.version import __version__
 
 __all__ = [  # those of other modules, as the rest of raydr knows them
     "MANIFEST",
+    "FileName",
     "FileRecord",
     "Manifest",
     "bring",
@@ -120,8 +121,6 @@ def open_artifact(path: str | Path, *, kind: str | None = None, later: bool = Fa
         raise ArtifactError(f"{named(path / MANIFEST)}: not a raydr manifest: {error}") from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{named(path)}: holds {manifest.kind!r}, but {kind!r} is needed here")
-    for name in manifest.files:
-        _check_relative(path, name)
     if bucket is not None and not later:
         bring_files(bucket, manifest, manifest.files)
     for name, record in manifest.files.items():
@@ -304,7 +303,7 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
         yield update
         records = {}
         for name in sorted(update.files):
-            _check_relative(path, name)
+            inside(name)
             if name in old.files:
                 records[name] = old.files[name]
                 continue
@@ -340,11 +339,6 @@ def _clear(path: Path) -> None:
 
 def _hidden(file: Path, root: Path) -> bool:
     return is_hidden(file.relative_to(root).as_posix())
-
-
-def _check_relative(root: Path, name: str) -> None:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ArtifactError(f"{root / MANIFEST}: the file name {name!r} leaves the artifact's folder")
 
 
 def _as_json(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
