@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.raydr-$(STACK)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts docs wheel clean
+.PHONY: help setup demo test lint types contracts docs wheel audit clean
 
 help:  ## this list
 	@echo "raydr: dense retrieval on Ray. Targets (ARGS='...' is handed on, STACK=gpu installs the CUDA stack):"
@@ -46,6 +46,9 @@ $(STAMP)-docs: $(STAMP)
 
 wheel: setup  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel
+
+audit: setup  ## known vulnerabilities of the packages installed, where pypi.org or osv.dev can be asked
+	@sh .ci/audit $(ARGS)
 
 clean:  ## remove .venv and everything built
 	rm -rf .venv build dist site raydr.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

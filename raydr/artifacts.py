@@ -36,10 +36,12 @@ from raydr.bucket import BRINGING, bring, bring_files, bring_manifest, clear, is
 from raydr.errors import LESS_MEMORY, ArtifactError, ConfigError, RaydrError, is_out_of_memory
 from raydr.manifest import (
     MANIFEST,
+    FileName,
     FileRecord,
     Manifest,
     file_sha256,
     fsync,
+    inside,
     make_folder,
     sync_files,
     write_durably,
@@ -49,6 +51,7 @@ from raydr.version import __version__
 
 __all__ = [  # those of other modules, as the rest of raydr knows them
     "MANIFEST",
+    "FileName",
     "FileRecord",
     "Manifest",
     "bring",
@@ -84,11 +87,11 @@ class Artifact:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
-    def verify(self, inside: str = "") -> None:
-        """Compares every file (of a folder `inside`) with its checksum. Raises `ArtifactError` naming the first that
+    def verify(self, below: str = "") -> None:
+        """Compares every file (`below` a folder) with its checksum. Raises `ArtifactError` naming the first that
         differs.
         """
-        names = [n for n in self.manifest.files if n == inside or n.startswith(f"{inside}/" if inside else "")]
+        names = [n for n in self.manifest.files if n == below or n.startswith(f"{below}/" if below else "")]
         in_parallel(lambda name: checked(self.path / name, self.manifest.files[name]), names)
 
 
@@ -155,8 +158,6 @@ def open_artifact(path: str | Path, *, kind: str | None = None, later: bool = Fa
         raise ArtifactError(f"{named(path / MANIFEST)}: not a raydr manifest: {error}") from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{named(path)}: holds {manifest.kind!r}, but {kind!r} is needed here")
-    for name in manifest.files:
-        _check_relative(path, name)
     if bucket is not None and not later:
         bring_files(bucket, manifest, manifest.files)
     for name, record in manifest.files.items():
@@ -346,7 +347,7 @@ def update_artifact(path: str | Path, *, kind: str) -> Generator[ArtifactUpdate]
         yield update
         records = {}
         for name in sorted(update.files):
-            _check_relative(path, name)
+            inside(name)
             if name in old.files:
                 records[name] = old.files[name]
                 continue
@@ -411,11 +412,6 @@ def _clear(path: Path) -> None:
 
 def _hidden(file: Path, root: Path) -> bool:
     return is_hidden(file.relative_to(root).as_posix())
-
-
-def _check_relative(root: Path, name: str) -> None:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ArtifactError(f"{root / MANIFEST}: the file name {name!r} leaves the artifact's folder")
 
 
 def _as_json(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:

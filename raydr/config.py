@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,14 +20,22 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from raydr.errors import ConfigError
+from raydr.storage import holds_secret
 
 C = TypeVar("C", bound=BaseModel)
+_SECRET_FIELD = re.compile(r"api_key|secret|password|credential|sha256|(^|[._])token$", re.IGNORECASE)
 
 
 class Config(BaseModel):
     """Base of every schema: immutable, no unknown keys, attribute docstrings as the documentation of the fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # Ray prints pydantic's own message of a faulty Serve config
+    )
 
 
 ConfigClass: TypeAlias = type[Config]
@@ -81,11 +90,17 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is one value", key_node.start_mark)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise ConfigError(f"{key_node.start_mark.name}, line {line}: key {key!r} is written twice")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""Also what is not UTF-8, a number of thousands of digits, a date that is none, and endless nesting."""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -96,7 +111,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as stream:
             content = yaml.load(stream, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, this file holds {type(content).__name__}")
@@ -118,7 +133,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             node = node[parent]
         try:
             node[last] = yaml.load(text, Loader=_StrictLoader) if text else ""  # noqa: S506
-        except yaml.YAMLError as error:
+        except _NOT_YAML as error:
             raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
     return result
 
@@ -140,10 +155,15 @@ def validate(schema: type[C], values: Mapping[str, Any], *, where: str) -> C:
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
                 message = "unknown key" + _nearest(str(fault["loc"][-1]), _known_keys(schema, fault["loc"][:-1]))
-            elif fault["type"] != "missing":
+            elif fault["type"] != "missing" and not _is_secret(location, fault["input"]):
                 message += f" (got {fault['input']!r})"
             lines.append(f"  {location or '(top level)'}: {message}")
         raise ConfigError("\n".join(lines)) from error
+
+
+def _is_secret(location: str, value: Any) -> bool:
+    """Whether a message must not repeat what was given: somebody's key in the place of its hash, say."""
+    return _SECRET_FIELD.search(location) is not None or holds_secret(str(value))
 
 
 def _known_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -11,14 +11,27 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raydr.config import Config
 
 MANIFEST = "manifest.json"
+_LONGEST_NAME = 255
 _CHUNK_BYTES = 1 << 20
+
+
+def inside(name: str) -> str:
+    """`name`, where it is that of a file in a folder. Raises `ValueError` for one that leads out of it, or nowhere."""
+    parts = name.split("/")
+    if "\0" in name or any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in parts):
+        raise ValueError(f"the file name {name[:300]!r} leaves the artifact's folder, or is none")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(inside)]
+"""Relative, in a folder that it does not leave."""
 
 
 class FileRecord(Config):
@@ -54,7 +67,7 @@ class Manifest(Config):
     """How many passages, queries, shards ... the step handled."""
     details: dict[str, Any]
     """What the step wants its readers to know: encoder stamp, dimension, rates."""
-    files: dict[str, FileRecord]
+    files: dict[FileName, FileRecord]
     """Relative name of each data file -> size and checksum."""
     paths: dict[str, str] = Field(default_factory=dict)
     """Each path in `config` or `details` that lies in an artifact -> the same, seen from this artifact's folder."""

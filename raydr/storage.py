@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -36,6 +37,9 @@ from raydr.errors import ArtifactError, ConfigError, DataError
 
 CACHE_VARIABLE = "RAYDR_CACHE"
 _NO_FOLDERS = {"http", "https", "file", "local", "data"}
+_SECRET = re.compile(
+    r"://[^/?#@\[]*:(?!\d+(?:[/?#]|$))|://.*[?&][^=&]*(?:secret|password|token|key|credential)[^=&]*=", re.I
+)
 _CHUNK_BYTES = 4 << 20
 _THREADS = 8
 LEASE = ".lease"
@@ -54,10 +58,28 @@ class Place(type(Path())):
         return super().__reduce__() if url is None else (place, (url,))
 
 
+def holds_secret(text: str) -> bool:
+    """Whether it is a URL with a password, a key or a token in it."""
+    return _SECRET.search(text) is not None
+
+
+def refuse_secrets(url: str) -> str:
+    """`url`. Raises `ConfigError`, which does not repeat it, where manifests and logs must not have it either."""
+    if holds_secret(url):
+        raise ConfigError(
+            "a URL with a password or key in it, which manifests and logs would keep: give the credentials in the "
+            "environment (AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...) or to the machine's role"
+        )
+    return url
+
+
 def connect(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path on it. Raises `DataError` for a scheme that nothing here knows."""
+    """The filesystem of a path or URI, and the path on it. Raises `DataError` for a scheme that nothing here knows,
+    `ConfigError` for a URI with a password in it.
+    """
     if "://" not in uri:
         return pafs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
+    refuse_secrets(uri)
     try:
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -80,6 +102,7 @@ def is_url(location: str | Path) -> bool:
 
 def place(location: str | Path) -> Path:
     """The path of a location: its place on this machine where it is a URL. Raises `ConfigError` for what has none."""
+    refuse_secrets(str(location))
     if not is_url(location):
         return Path(location) if url_of(location) is None else Place(location)
     scheme, _, rest = str(location).partition("://")
@@ -165,7 +188,11 @@ class Bucket:
         with self._telling(""):
             infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, recursive=True, allow_not_found=True))
         root = self.path.rstrip("/") + "/"
-        return {info.path.removeprefix(root): info for info in infos if info.type == pafs.FileType.File}
+        found = {info.path.removeprefix(root): info for info in infos if info.type == pafs.FileType.File}
+        for name in found:  # a bucket may call a file anything; on this machine it would lie somewhere else
+            if ".." in name.split("/") or name.startswith("/"):
+                raise ArtifactError(f"{self.url}: holds {name!r}, a name that leads out of this folder; remove it")
+        return found
 
     def pull(self, name: str, sha256: str | None = None) -> bool:
         """Puts a file into its place, whole or not at all; False where there is none.

@@ -9,12 +9,24 @@ the whole of it (and fails beyond 2 GiB of text). Passages are looked up by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
+
+from raydr.errors import ArtifactError
+
+
+@contextmanager
+def readable(path: Path) -> Generator[None]:
+    """Makes what Arrow says of a damaged file, or of one without a column, an `ArtifactError` that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read: {error}; make the artifact again") from error
 
 
 class ArrowRows:
@@ -27,8 +39,11 @@ class ArrowRows:
 
     @classmethod
     def open(cls, path: Path) -> ArrowRows:
-        """The table in an Arrow IPC file, memory-mapped. Raises `OSError` or `pa.ArrowInvalid` when it is none."""
-        return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        """The table in an Arrow IPC file, memory-mapped. Raises `ArtifactError` when it is none."""
+        with readable(path):
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table.validate()
+        return cls(table)
 
     def take(self, rows: Sequence[int] | Int64[np.ndarray, " hit"], columns: Sequence[str] | None = None) -> pa.Table:
         """The given columns (None: all) of `rows`, in that order."""

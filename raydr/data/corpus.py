@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydr.artifacts import Artifact, open_artifact
+from raydr.data.arrow_rows import readable
 from raydr.errors import DataError
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Qrels, Query
 
@@ -44,7 +45,8 @@ class QuerySet:
 
     def queries(self) -> list[Query]:
         """The queries that have judgements, or all of them where there are no judgements."""
-        table = pq.read_table(self.path / QUERIES)
+        with readable(self.path / QUERIES):
+            table = pq.read_table(self.path / QUERIES, columns=[QUERY_ID, TEXT])
         return [Query(*row) for row in zip(table[QUERY_ID].to_pylist(), table[TEXT].to_pylist(), strict=True)]
 
     @property
@@ -55,7 +57,8 @@ class QuerySet:
         """The judgements; they name documents where documents were split. Raises `DataError` when there are none."""
         if not self.has_qrels:
             raise DataError(f"{self.path}: has no judgements (qrels)")
-        table = pq.read_table(self.path / QRELS)
+        with readable(self.path / QRELS):
+            table = pq.read_table(self.path / QRELS, columns=[QUERY_ID, PASSAGE_ID, RELEVANCE])
         qrels: Qrels = {}
         rows = zip(*(table[name].to_pylist() for name in (QUERY_ID, PASSAGE_ID, RELEVANCE)), strict=True)
         for query_id, passage_id, relevance in rows:
@@ -94,7 +97,9 @@ class Corpus(QuerySet):
     def passages(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """One table per part, in order; `columns` limits what is read."""
         for file in self.passage_files:
-            yield pq.read_table(file, columns=list(columns) if columns is not None else None)
+            with readable(file):
+                table = pq.read_table(file, columns=list(columns) if columns is not None else None)
+            yield table
 
     def judged_ids(self) -> set[str]:
         """The ids that judgements may name: those of the passages, or of the documents where they were split."""

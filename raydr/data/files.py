@@ -25,6 +25,8 @@ Advance = Callable[[int], object]
 """Told how many more units (bytes of a file, rows of a table) were read."""
 
 COMPRESSED = ("", ".gz", ".zst", ".bz2", ".lz4")
+LONGEST_LINE = 64 << 20
+"""Bytes of a line (characters of a CSV field): what a few bytes of gzip unpack to must not fill the memory."""
 _CHUNK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
@@ -135,17 +137,24 @@ class Folder:
 
 
 def read_lines(file: SourceFile, advance: Advance = lambda _: None) -> Iterator[tuple[int, bytes]]:
-    """Every line with its number (from 1), without its line feed or a byte-order mark."""
+    """Every line with its number (from 1), without its line feed or a byte-order mark.
+
+    Raises `DataError` for a line beyond `LONGEST_LINE`.
+    """
     number = 0
     pending: list[bytes] = []  # the beginning of a line that goes on in the next chunk
+    num_bytes = 0
     with file.chunks(advance) as chunks:
         for chunk in chunks:
             first, *rest = chunk.split(b"\n")
             pending.append(first)
+            num_bytes += len(first)
+            if num_bytes > LONGEST_LINE:
+                raise DataError(f"{file.name}, line {number + 1}: longer than {LONGEST_LINE >> 20} MiB; split it")
             if not rest:
                 continue
             *lines, last = b"".join(pending), *rest
-            pending = [last]
+            pending, num_bytes = [last], len(last)
             for line in lines:
                 number += 1
                 yield number, _clean(line, number)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
@@ -17,7 +16,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydr.data.files import Advance, SourceFile, read_lines
+from raydr.data.files import LONGEST_LINE, Advance, SourceFile, read_lines
 from raydr.data.problems import Problems
 from raydr.errors import DataError
 
@@ -120,7 +119,7 @@ class CsvRows(_InFile):
     delimiter: str = ","
 
     def read(self, problems: Problems, advance: Advance) -> Iterator[tuple[int, Record]]:
-        csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than a long document
+        csv.field_size_limit(LONGEST_LINE)  # the default of 128 KiB is shorter than a long document
         at = _Position()
         reader = csv.reader(
             at.follow(self._text_lines(problems, advance, exactly=True)), delimiter=self.delimiter, strict=True

@@ -22,6 +22,7 @@ from typing import Any
 
 from raydr.artifacts import artifact_of, bring, file_sha256
 from raydr.errors import ArtifactError, ConfigError, MissingDependencyError
+from raydr.manifest import inside
 from raydr.models.pooling import Pooling
 from raydr.storage import place
 
@@ -81,7 +82,18 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:  # noqa: ARG001 (size a
 def open_checkpoint(model: str) -> Checkpoint:
     """Reads a folder, a hub name or `minilm`. Raises `ConfigError` when it is not a model raydr can run."""
     root = locate(model)
-    modules = {m["type"].rpartition(".")[2]: root / m["path"] for m in _read(root / "modules.json", default=[])}
+    try:
+        return _described(model, root)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"model {model!r}: the JSON files in {root} do not hold what a checkpoint's do: {error!r}"
+        raise ConfigError(message) from error
+
+
+def _described(model: str, root: Path) -> Checkpoint:
+    modules = {
+        m["type"].rpartition(".")[2]: root / inside(m["path"]) if m["path"] else root
+        for m in _read(root / "modules.json", default=[])
+    }
     if unknown := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize"}):
         raise ConfigError(f"model {model!r}: modules.json names {unknown}; raydr runs Transformer, Pooling, Normalize")
     path = modules.get("Transformer", root)
@@ -257,5 +269,5 @@ def _read(file: Path, *, default: Any = None) -> Any:
         return default
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid JSON: {error}") from error

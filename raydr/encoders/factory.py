@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from raydr.config import Component
+from raydr.config import Component, import_object
 from raydr.errors import ConfigError
 from raydr.protocols import Encoder, Reranker
 
@@ -24,10 +24,10 @@ class EncoderFactory:
     method: Component
 
     def __call__(self) -> Encoder:
-        method = self.method.build()
-        if not hasattr(method, "encoder"):
-            raise ConfigError(f"method {self.method.import_path}: {type(method).__name__} is not a raydr Method")
-        return method.encoder()
+        # Asked before it is built: an index's manifest names it, and anything importable would be called.
+        if not hasattr(import_object(self.method.import_path), "encoder"):
+            raise ConfigError(f"method {self.method.import_path}: is not a raydr Method")
+        return self.method.build().encoder()
 
 
 def build_ranker(component: Component) -> Any:

@@ -35,7 +35,7 @@ def load_tokenizer(path: Path, *, lowercase: bool = False) -> tuple[Tokenizer, i
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # the library raises what the files make it stumble over
         raise ConfigError(f"{path}: cannot load the tokenizer: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(f"{path}: {type(tokenizer).__name__} has no fast (Rust) form; save one as tokenizer.json")

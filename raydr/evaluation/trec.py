@@ -17,6 +17,7 @@ import gzip
 import io
 import logging
 import re
+import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,7 @@ from raydr.types import Hit, Qrels, Run
 
 RunFormat: TypeAlias = Literal["auto", "trec", "tevatron", "msmarco"]
 
+_LONGEST_LINE = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NO_WHITESPACE = re.compile(r"\S+")
@@ -160,13 +162,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         is_gzip = raw.read(2) == _GZIP_MAGIC
         raw.seek(0)
         stream = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig")
         try:
-            for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), start=1):
+            for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), ""), start=1):
+                if len(line) == _LONGEST_LINE:  # whatever a few bytes of gzip unpack to must not fill the memory
+                    _fail(path, number, f"more than {_LONGEST_LINE} characters")
                 if not line.isspace():
                     yield number, line
         except UnicodeDecodeError as error:
             raise DataError(f"{path}, after line {number}: not UTF-8 text: {error}") from error
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}, after line {number}: a damaged gzip file: {error}") from error
 
 

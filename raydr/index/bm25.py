@@ -30,8 +30,9 @@ _SETTINGS = "settings.json"
 class BM25:
     """A searchable BM25 index over numbered texts."""
 
-    def __init__(self, scorer: Any, config: BM25Config) -> None:
+    def __init__(self, scorer: Any, config: BM25Config, path: Path | None = None) -> None:
         self._scorer = scorer
+        self._path = path
         self.config = config
 
     @classmethod
@@ -61,11 +62,12 @@ class BM25:
         try:
             config = BM25Config.model_validate_json((path / _SETTINGS).read_bytes())
             scorer = bm25s.BM25.load(path, mmap=True, show_progress=False)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            # Still mapped, but as plain arrays: slicing numpy's memmap class costs more than the scores it finds.
+            scorer.scores |= {name: np.asarray(scorer.scores[name]) for name in ("data", "indices", "indptr")}
+            _ = int(scorer.scores["num_docs"])
+        except Exception as error:  # a damaged file: numpy, json and bm25s raise whatever it makes them stumble over
             raise ArtifactError(f"{path}: not a readable BM25 index: {error}; build the index again") from error
-        # Still mapped, but as plain arrays: slicing numpy's memmap class costs more than the scores it finds.
-        scorer.scores |= {name: np.asarray(scorer.scores[name]) for name in ("data", "indices", "indptr")}
-        return cls(scorer, config)
+        return cls(scorer, config, path)
 
     @property
     def num_rows(self) -> int:
@@ -85,12 +87,18 @@ class BM25:
         for line, words in enumerate(tokens):
             known = self._scorer.get_tokens_ids(words)
             if known:
-                scores = self._scorer.get_scores_from_ids(known, weight_mask=weights)
+                scores = self._scores(known, weights)
                 rows = select(scores, k, above=0.0)
                 if len(rows) > 2 * k:  # very many ties: decided here, so that one query does not widen all lines
                     rows = order(TopK(scores=scores[None, rows], rows=rows[None]), k, ids_of).rows[0]
                 found.scores[line, : len(rows)], found.rows[line, : len(rows)] = scores[rows], rows
         return order(found, k, ids_of)
+
+    def _scores(self, words: list[int], weights: np.ndarray | None) -> np.ndarray:
+        try:
+            return self._scorer.get_scores_from_ids(words, weight_mask=weights)
+        except (IndexError, ValueError, TypeError) as error:
+            raise ArtifactError(f"{self._path}: damaged: {error}; build the index again") from error
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 from jaxtyping import Float32, Int64
 
 from raydr.artifacts import Artifact
+from raydr.data.arrow_rows import readable
 from raydr.errors import ArtifactError
 from raydr.storage import bucket_of, reach
 from raydr.types import EMBEDDING, PASSAGE_ID, POSITION
@@ -44,7 +45,8 @@ class EmbeddedCorpus:
         files = tuple(embeddings.path.resolve() / name for name in sorted(names))
         if not files or not num_passages:
             raise ArtifactError(f"{embeddings.path}: no embeddings to index; the corpus has {num_passages} passages")
-        num_embeddings = sum(fragment.count_rows() for fragment in _dataset(files).get_fragments())
+        with readable(embeddings.path):
+            num_embeddings = sum(fragment.count_rows() for fragment in _dataset(files).get_fragments())
         if num_embeddings != num_passages:
             raise ArtifactError(
                 f"{embeddings.path}: {num_embeddings} embeddings for {num_passages} passages; embed the corpus again"
@@ -102,15 +104,23 @@ class EmbeddedCorpus:
 
     def _batches(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray, pa.StringArray]]:
         for batch in _scan(self.embedding_files, first, last, [POSITION, PASSAGE_ID, EMBEDDING]):
-            vectors = batch.column(EMBEDDING).flatten().to_numpy().reshape(-1, self.dim)
+            with readable(self.embedding_files[0].parent):
+                vectors = batch.column(EMBEDDING).flatten().to_numpy().reshape(-1, self.dim)
             yield batch.column(POSITION).to_numpy(), vectors, batch.column(PASSAGE_ID)
 
 
 def _scan(files: tuple[Path, ...], first: int, last: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
     """Batches of the rows with positions in the range; row groups outside of it are not read."""
     within = (ds.field(POSITION) >= first) & (ds.field(POSITION) < last)
-    scanner = _dataset(files).scanner(columns=columns, filter=within, batch_size=_BATCH_ROWS)
-    return (batch for batch in scanner.to_batches() if batch.num_rows)
+    with readable(files[0].parent):
+        batches = _dataset(files).scanner(columns=columns, filter=within, batch_size=_BATCH_ROWS).to_batches()
+    while True:
+        with readable(files[0].parent):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        if batch.num_rows:
+            yield batch
 
 
 def _dataset(files: tuple[Path, ...]) -> ds.Dataset:

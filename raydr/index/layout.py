@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from raydr.artifacts import Artifact, FileRecord, bring, write_durably
+from raydr.artifacts import Artifact, FileName, FileRecord, bring, write_durably
 from raydr.config import Component, Config
 from raydr.errors import ArtifactError
 from raydr.index.config import BM25Config, SearchParameters
@@ -30,10 +30,10 @@ SHARD_RECORD = "shard.json"
 class ShardRecord(Config):
     """One shard: its folder in `shards/`, its size, its files' checksums, and which of its rows are deleted."""
 
-    name: str
-    num_rows: int
-    files: dict[str, FileRecord]
-    deleted: str | None = None
+    name: FileName
+    num_rows: int = Field(ge=0)
+    files: dict[FileName, FileRecord]
+    deleted: FileName | None = None
     """File of the deleted rows (int64, `.npy`), relative to the index; null when there are none."""
     num_deleted: int = 0
 
@@ -45,7 +45,7 @@ class IndexDetails(Config):
     """Hash of the content: what a hit's answer depends on."""
     encoder_version: str
     """Stamp of the encoder that made the embeddings."""
-    dim: int
+    dim: int = Field(ge=1)
     method: Component
     """The method whose encoder made the embeddings."""
     title_separator: str
@@ -60,7 +60,7 @@ class IndexDetails(Config):
     shards: list[ShardRecord]
     next_shard: int
     """Number of the next shard; numbers are never used twice."""
-    bm25: str | None
+    bm25: FileName | None
     """Folder of the BM25 side, relative to the index; null when there is none."""
     bm25_config: BM25Config | None
     """How the BM25 side was built."""
@@ -143,13 +143,15 @@ def read_deleted(root: Path, shard: ShardRecord) -> Int64[np.ndarray, " deleted"
     """Raises `ArtifactError` where the file is not the one that its name says."""
     if shard.deleted is None:
         return np.zeros(0, dtype=np.int64)
-    file = bring(root / shard.deleted)
+    path = bring(root / shard.deleted)
     try:
-        rows = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(f"{file}: not a readable list of deleted rows: {error}; build the index again") from error
+        rows = np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy reads a header as Python, and raises what that raises
+        raise ArtifactError(f"{path}: not readable: {error}; build the index again") from error
+    if rows.dtype != np.int64 or rows.ndim != 1 or ((rows < 0) | (rows >= shard.num_rows)).any():
+        raise ArtifactError(f"{path}: holds no rows of shard {shard.name}; build the index again")
     if shard.deleted != f"deleted/{shard.name}-{_digest(rows)}.npy":
-        raise ArtifactError(f"{file}: differs from the checksum in its name, it was damaged; build the index again")
+        raise ArtifactError(f"{path}: differs from the checksum in its name, it was damaged; build the index again")
     return rows
 
 

@@ -85,7 +85,7 @@ class Shard:
     ) -> None:
         self.path = path
         self._files = files or {}
-        self._rows = _open_rows(self._file(PASSAGES))
+        self._rows = ArrowRows.open(self._file(PASSAGES))
         self.table = self._rows.table
         self._device = device
         self._num_threads = num_threads
@@ -222,10 +222,3 @@ def _plain(table: pa.Table) -> pa.Table:
     """The table without metadata and dictionary encoding, which filters and appended batches would have to follow."""
     types = [t.value_type if pa.types.is_dictionary(t) else t for t in table.schema.types]
     return table.cast(pa.schema(list(zip(table.column_names, types, strict=True))))
-
-
-def _open_rows(path: Path) -> ArrowRows:
-    try:
-        return ArrowRows.open(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ArtifactError(f"{path}: not a readable passages file: {error}; build the index again") from error

@@ -13,6 +13,8 @@ searched exactly (HNSW would walk past them, IVF would probe lists without them)
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,7 @@ class Vectors:
         self._core = _core(index)
         self._device = device
         self._num_threads = num_threads
+        self._path: Path | None = None
         # Boundary ties are resolved where every row's score is known and final.
         self._exhaustive = isinstance(faiss.downcast_index(index), faiss.IndexFlatCodes)
 
@@ -94,9 +97,11 @@ class Vectors:
     def read(cls, path: Path, *, device: Device = "cpu", num_threads: int | None = None) -> Vectors:
         """The index in a file, memory-mapped: processes on one machine share its pages."""
         try:
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), device=device, num_threads=num_threads)
+            vectors = cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), device=device, num_threads=num_threads)
         except RuntimeError as error:
             raise ArtifactError(f"{path}: not a readable FAISS index: {_reason(error)}") from error
+        vectors._path = path
+        return vectors
 
     def write(self, path: Path) -> None:
         faiss.write_index(self.index, str(path))
@@ -127,15 +132,24 @@ class Vectors:
 
     def reconstruct(self) -> Float32[np.ndarray, "row dim"]:
         """Every row's embedding, as far as the index's coding keeps it."""
-        if isinstance(self._core, faiss.IndexIVF):
-            self._core.make_direct_map()
-        return self.index.reconstruct_n(0, self.num_rows)
+        with self._damage_told():
+            if isinstance(self._core, faiss.IndexIVF):
+                self._core.make_direct_map()
+            return self.index.reconstruct_n(0, self.num_rows)
 
     def embeddings(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row dim"]:
         """The embeddings of some rows, as far as the index's coding keeps them."""
-        if isinstance(self._core, faiss.IndexIVF) and self._core.direct_map.no():
-            self._core.make_direct_map()
-        return self.index.reconstruct_batch(rows)
+        with self._damage_told():
+            if isinstance(self._core, faiss.IndexIVF) and self._core.direct_map.no():
+                self._core.make_direct_map()
+            return self.index.reconstruct_batch(rows)
+
+    @contextmanager
+    def _damage_told(self) -> Generator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise ArtifactError(f"{self._path or 'index'}: FAISS cannot use it: {_reason(error)}") from error
 
     def search(
         self,
@@ -212,6 +226,8 @@ class Vectors:
             selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
             settings = _settings(self.index, parameters, selector, depth, share)
             scores, rows = self.index.search(queries, depth, params=settings)
+        if rows.max(initial=-1) >= self.num_rows:
+            raise ArtifactError(f"{self._path or 'index'}: damaged: it finds rows that it does not have")
         return TopK(scores=scores, rows=rows)
 
     def _use_threads(self) -> None:

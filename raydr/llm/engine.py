@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from raydr.config import Config
 from raydr.errors import RaydrError
+from raydr.storage import refuse_secrets
 
 
 class EngineError(RaydrError):
@@ -63,6 +64,8 @@ class EngineConfig(Config):
     def _possible(self) -> EngineConfig:
         if (self.backend == "remote") != (self.url is not None):
             raise ValueError("backend: remote and url belong together: give both or neither")
+        if self.url is not None:
+            refuse_secrets(self.url)  # the server's key has a variable of its own
         return self
 
 

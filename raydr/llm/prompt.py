@@ -7,9 +7,10 @@ Notable: everything the scores rest on is found out from the tokenizer itself at
 stand: which token the bracket is, which token each letter is, what stands between two letters. Prompt, bracket and
 letter are put together as token ids, so that a tokenizer which would merge `[A` (Qwen's, Llama 3's) gives each letter a
 token of its own all the same. One that makes two letters one token, or a letter several, is refused with what it does.
-Foreign identifiers in texts are rewritten, `[B]` to `(B)`, and special tokens taken out, so that no passage can vote
-for another. The prompt always fits: passages are cut to equal token budgets, on token boundaries, for as long as it
-does not.
+Foreign identifiers in texts are rewritten, `[B]` to `(B)`, and special tokens and the chat template's own marks taken
+out, also where other characters stand for them, so that no passage can vote for another or end the user's turn; what it
+says in plain words stays (docs/security.md). The prompt always fits: passages are cut to equal token budgets, on token
+boundaries, for as long as it does not.
 
     prompt = ListwisePrompt(tokenizer, PromptConfig(), max_tokens=4096)
     prompt.encode("who hunts mice", ["A cat.", "A dog."])          # token ids, the last of them the bracket
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,11 @@ from raydr.errors import ConfigError
 IDENTIFIERS = string.ascii_uppercase + string.ascii_lowercase
 """Letters of a window's passages in order: A to Z, and a to z where a window holds more than 26."""
 _FOREIGN = re.compile(r"\[\s*([A-Za-z0-9]{1,3})\s*\]")
+_MARKS = re.compile(r"<\|?/?\w+\|?>|\[/?[A-Z_]{2,}\]")
+"""What chat templates write between turns: <|user|>, <start_of_turn>, [INST]; not all of it are special tokens."""
+_PLAIN = re.compile(r"[\t\n\r -~]*")
+_UNSEEN = {"Mn", "Cf", "Cc"}
+"""Kinds of characters that normalisers drop: marks on letters, zero-width ones, control characters."""
 
 
 class PromptConfig(Config):
@@ -193,8 +200,11 @@ class Chat:
             raise ConfigError(f"{tokenizer.name_or_path}: raydr needs a fast tokenizer (a tokenizer.json)")
         self._tokenizer, self._system = tokenizer, system
         self._has_template = bool(getattr(tokenizer, "chat_template", None))
-        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+        marks = {token for token, special in added.items() if special or token in template}
+        longest_first = sorted({*marks, *_MARKS.findall(template)} - {"", " "}, key=len, reverse=True)
+        self._marks = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)", re.IGNORECASE)
 
     def render(self, user: str) -> str:
         """The turn, up to where the answer starts."""
@@ -218,8 +228,8 @@ class Chat:
 
     def clean(self, text: str, max_words: int) -> str:
         """A text from outside: without special tokens, foreign identifiers and excessive length."""
-        words = neutralized(self._special.sub(" ", text)).split(maxsplit=max_words)
-        return " ".join(words[:max_words])
+        text = _first_words(text, 2 * max_words)  # marks and identifiers are some of them
+        return _first_words(neutralized(_replaced(self._marks, " ", text)), max_words)
 
     def num_tokens(self, text: str) -> int:
         return len(self._spans(text))
@@ -243,7 +253,27 @@ def filled(wording: str, values: dict[str, str]) -> str:
 
 def neutralized(text: str) -> str:
     """`text` without anything that reads like an identifier: [B] becomes (B)."""
-    return _FOREIGN.sub(r"(\1)", text)
+    return _replaced(_FOREIGN, r"(\1)", text)
+
+
+def _replaced(pattern: re.Pattern[str], replacement: str, text: str) -> str:
+    """`pattern.sub`, which also finds what a tokenizer's normaliser would make of other characters: [B] of a full-width
+    bracket, of a letter with an accent, of one with a zero-width space beside it.
+    """
+    if _PLAIN.fullmatch(text):
+        return pattern.sub(replacement, text)
+    seen = [(part, place) for place, char in enumerate(text) for part in unicodedata.normalize("NFKD", char)]
+    seen = [(part, place) for part, place in seen if part in "\t\n\r" or unicodedata.category(part) not in _UNSEEN]
+    pieces, last = [], 0
+    for found in pattern.finditer("".join(part for part, _ in seen)):
+        start, end = seen[found.start()][1], seen[found.end() - 1][1] + 1
+        pieces += [text[last:start], found.expand(replacement)]
+        last = max(last, end)
+    return "".join([*pieces, text[last:]])
+
+
+def _first_words(text: str, number: int) -> str:
+    return " ".join(text.split(maxsplit=number)[:number])
 
 
 def _fitting(lengths: list[int], overflow: int, cap: int) -> int:

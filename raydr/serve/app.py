@@ -25,8 +25,10 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from raydr.config import Config, validate
-from raydr.errors import RaydrError
+from raydr.errors import ConfigError, RaydrError
+from raydr.index.filters import FilterError, check_filters
 from raydr.index.reader import IndexReader
+from raydr.serve.auth import Gate
 from raydr.serve.colocated import colocated_searcher
 from raydr.serve.config import ApiKey, AppArgs
 from raydr.serve.encoder import Encoder, EncoderSettings
@@ -53,6 +55,9 @@ class IngressSettings(Config):
     """The version expected there; another one is refused. Name it when an index is republished under the same path."""
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     """Settings of the encoder where `colocate` has it in this replica; else they are the Encoder's own user_config."""
+    keys_as_of: str | int | None = None
+    """Any text or number: a new one has every replica read the key file of `args.api_keys_env` again, which then has to
+    be on its node."""
 
 
 @serve.ingress()
@@ -69,7 +74,8 @@ class Ingress:
         rerankers: dict[str, DeploymentHandle],
     ) -> None:
         self._args = args
-        self._api_keys = api_keys
+        self._gate = Gate(api_keys)
+        self._keys_as_of: str | int | None = None
         self._own_encoder = Encoder(args.versions_held) if encoder is None else None
         if self._own_encoder is not None:
             self._searcher = colocated_searcher(args, self._own_encoder, rerankers=rerankers)
@@ -78,7 +84,7 @@ class Ingress:
         self._swap: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_http(self._searcher, self._args, self._api_keys)
+        return build_http(self._searcher, self._args, self._gate)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Loads the first index before the replica counts as started; later ones while it goes on serving.
@@ -88,6 +94,8 @@ class Ingress:
         """
         settings = validate(IngressSettings, user_config, where="user_config of the Ingress deployment")
         path = named(settings.index.resolve())
+        if settings.keys_as_of != self._keys_as_of:
+            self._read_keys_again(settings.keys_as_of)
         if self._own_encoder is not None:
             self._own_encoder.reconfigure(settings.encoder.model_dump())
         if self._swap is None:
@@ -96,6 +104,17 @@ class Ingress:
             return
         self._swap.cancel()  # a newer order counts
         self._swap = asyncio.create_task(self._swap_to(path, settings.version))
+
+    def _read_keys_again(self, keys_as_of: str | int | None) -> None:
+        try:
+            self._gate.use(self._args.read_api_keys())
+        except RaydrError:
+            if self._swap is None:  # a replica does not start with keys that may have been taken back
+                raise
+            logger.exception("api keys not read again; those before are still in force")
+            return
+        self._keys_as_of = keys_as_of
+        logger.info("api keys read again", extra={"event": "api_keys", "keys_as_of": keys_as_of})
 
     async def _swap_to(self, path: str, version: str | None) -> None:
         try:
@@ -107,9 +126,12 @@ class Ingress:
 def build_app(args: AppArgs) -> Application:
     """The application for `args.index`. Raises `RaydrError` when there is no such index, or a key file is missing."""
     index = args.index.resolve()
-    num_shards = IndexReader.open(index).num_shards
+    reader = IndexReader.open(index)
+    num_shards = reader.num_shards
     if num_shards < 1:
         raise RaydrError(f"{index}: has no shards to serve")
+    api_keys = args.read_api_keys()
+    _check_filters_of(api_keys, reader)
     held = args.versions_held
     # More than `concurrent_requests`, so that the replica itself refuses what is too much, as JSON like any error.
     ongoing = 2 * args.limits.concurrent_requests
@@ -133,7 +155,7 @@ def build_app(args: AppArgs) -> Application:
     return _deployed(
         Ingress,
         args.model_copy(update={"index": index}),
-        args.read_api_keys(),
+        api_keys,
         encoder,
         shards,
         bm25,
@@ -143,6 +165,14 @@ def build_app(args: AppArgs) -> Application:
         max_queued_requests=ongoing,
         user_config=IngressSettings(index=index).model_dump(mode="json"),
     )
+
+
+def _check_filters_of(api_keys: Sequence[ApiKey], reader: IndexReader) -> None:
+    for key in api_keys:
+        try:
+            check_filters(key.filters, reader.schema)
+        except FilterError as error:
+            raise ConfigError(f"api_keys, {key.name}: {error}") from error
 
 
 def _deployed(part: type, *bound: Any, **options: Any) -> Application:

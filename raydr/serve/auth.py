@@ -1,4 +1,4 @@
-"""API keys and per-key rate limits.
+"""API keys: who calls, how often, which routes, and which passages of the index.
 
 Notable: keys are random 256-bit strings, so one SHA-256 is the right hash (a slow one protects passwords, and would
 only let wrong keys burn the server's time); the comparison takes the same time whichever key is sent. A key's token
@@ -15,9 +15,10 @@ import hmac
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from raydr.serve.config import ApiKey
+from raydr.serve.config import ApiKey, Route
 from raydr.serve.errors import ApiError
 
 
@@ -42,21 +43,52 @@ class Bucket:
         return (1 - self._tokens) / self._rate_per_s
 
 
+class Caller(NamedTuple):
+    """Who sent a request, and what a key's entry says of it."""
+
+    name: str
+    routes: Sequence[Route] | None = None
+    filters: Mapping[str, Any] = {}
+    """What every passage that is found has to meet."""
+
+    def check(self, route: Route) -> None:
+        """Raises `ApiError` 403 where the key is not for this route."""
+        if self.routes is not None and route not in self.routes:
+            message = f"the key of {self.name} is for {', '.join(self.routes)}, not for {route}"
+            raise ApiError(403, "route_not_allowed", message)
+
+
 class Gate:
     """Lets a request in, by its `Authorization` header. Without keys everyone is let in, as `anonymous`."""
 
     def __init__(self, keys: Sequence[ApiKey], clock: Callable[[], float] = time.monotonic) -> None:
-        self._hashes = [(key, bytes.fromhex(key.sha256)) for key in keys]
-        self._buckets = {
-            key.name: Bucket(rate / 60, key.burst or max(1, round(rate / 6)), clock)
-            for key in keys
-            if (rate := key.requests_per_minute) is not None
-        }
+        self._clock = clock
+        self._keys: list[ApiKey] = []
+        self._buckets: dict[str, Bucket] = {}
+        self.use(keys)
 
-    def admit(self, authorization: str | None) -> str:
-        """The caller's name. Raises `ApiError` 401 without a right key, 429 beyond the key's rate."""
-        if not self._hashes:
-            return "anonymous"
+    @property
+    def is_open(self) -> bool:
+        """Whether everyone is let in."""
+        return not self._keys
+
+    def use(self, keys: Sequence[ApiKey]) -> None:
+        """Takes `keys` in the place of those before; a caller whose rate is the same keeps what is left of it."""
+        rates = {key.name: (key.requests_per_minute, key.burst) for key in self._keys}
+        buckets = {}
+        for key in keys:
+            rate = key.requests_per_minute
+            if rate is not None and rates.get(key.name) == (rate, key.burst):
+                buckets[key.name] = self._buckets[key.name]
+            elif rate is not None:
+                buckets[key.name] = Bucket(rate / 60, key.burst or max(1, round(rate / 6)), self._clock)
+        self._hashes = [(key, bytes.fromhex(hash_)) for key in keys for hash_ in key.hashes]
+        self._keys, self._buckets = list(keys), buckets
+
+    def admit(self, authorization: str | None) -> Caller:
+        """Who calls. Raises `ApiError` 401 without a right key, 429 beyond the key's rate."""
+        if self.is_open:
+            return Caller("anonymous")
         scheme, _, sent = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():
             raise ApiError(401, "missing_api_key", "send the key as: Authorization: Bearer KEY")
@@ -65,11 +97,11 @@ class Gate:
         found = [key for key, hash_ in self._hashes if hmac.compare_digest(digest, hash_)]
         if not found:
             raise ApiError(401, "invalid_api_key", "this API key is not known here")
-        name = found[0].name
-        bucket = self._buckets.get(name)
+        key = found[0]
+        bucket = self._buckets.get(key.name)
         if bucket is not None and (wait_s := bucket.take()) > 0:
-            raise ApiError(429, "rate_limit_exceeded", f"more requests than {name} may send", retry_after_s=wait_s)
-        return name
+            raise ApiError(429, "rate_limit_exceeded", f"more requests than {key.name} may send", retry_after_s=wait_s)
+        return Caller(key.name, key.routes, key.filters)
 
 
 def make_key(name: str) -> tuple[str, ApiKey]:

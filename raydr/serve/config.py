@@ -9,9 +9,9 @@ Notable: what one deployment is given (replicas, processors, autoscaling, the in
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from raydr.config import Component, Config, read_yaml, validate
 from raydr.errors import ConfigError
@@ -25,6 +25,8 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 RerankerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Route = Literal["search", "embeddings", "rerank", "models"]
 
 
 class ApiKey(Config):
@@ -32,18 +34,40 @@ class ApiKey(Config):
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")
     """Who this is, in logs and metrics."""
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 (hex) of the key."""
+    sha256: Sha256 | Annotated[list[Sha256], Field(min_length=1)]
+    """SHA-256 (hex) of the key; a list of two while a new key replaces an old one."""
     requests_per_minute: float | None = Field(default=None, gt=0)
     """Sustained rate, per Ingress replica; null: no limit."""
     burst: int | None = Field(default=None, ge=1)
     """Requests that may come at once; null: one sixth of a minute's worth, at least one."""
+    routes: list[Route] | None = Field(default=None, min_length=1)
+    """What may be asked for with the key: `search`, `embeddings`, `rerank`, `models`; null: all of them."""
+    filters: dict[str, JsonValue] = Field(default_factory=dict)
+    """Conditions in the language of a search's `filters`. Every passage found with the key meets them, whatever the
+    request says, so that several callers share one index and none sees another's passages."""
+
+    @property
+    def hashes(self) -> list[str]:
+        return [self.sha256] if isinstance(self.sha256, str) else self.sha256
+
+
+def _distinct(keys: list[ApiKey]) -> list[ApiKey]:
+    for field, values in {
+        "name": [key.name for key in keys],
+        "sha256": [hash_ for key in keys for hash_ in key.hashes],
+    }.items():
+        if len(set(values)) < len(values):
+            raise ValueError(f"two api keys have the same {field}")
+    return keys
+
+
+DistinctKeys = Annotated[list[ApiKey], AfterValidator(_distinct)]
 
 
 class ApiKeys(Config):
     """The content of a key file."""
 
-    api_keys: list[ApiKey] = Field(min_length=1)
+    api_keys: DistinctKeys = Field(min_length=1)
 
 
 class Limits(Config):
@@ -117,7 +141,7 @@ class AppArgs(Config):
     """search with `rerank`: hits that are reordered where the request does not say."""
     feedback: FeedbackSteps = Field(default_factory=FeedbackSteps)
     """search with `feedback`: how queries move."""
-    api_keys: list[ApiKey] = Field(default_factory=list)
+    api_keys: DistinctKeys = Field(default_factory=list)
     """Who may call the routes that search and embed; empty (and no `api_keys_env`): everyone who can reach the port."""
     api_keys_env: str | None = None
     """Name of an environment variable that holds the path of a YAML file with `api_keys: [...]`."""
@@ -132,15 +156,6 @@ class AppArgs(Config):
     """hybrid: hits taken from each side before they are fused (at least `k`)."""
     versions_held: int = Field(default=2, ge=2)
     """Index versions (and encoders) a replica keeps in memory: the live one and those swapped out last."""
-
-    @field_validator("api_keys")
-    @classmethod
-    def _distinct(cls, keys: list[ApiKey]) -> list[ApiKey]:
-        for field in ("name", "sha256"):
-            values = [getattr(key, field) for key in keys]
-            if len(set(values)) < len(values):
-                raise ValueError(f"two api keys have the same {field}")
-        return keys
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> AppArgs:

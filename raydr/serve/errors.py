@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 logger = logging.getLogger("ray.serve")
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _VALIDATION_CODES = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from starlette.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from raydr.serve.auth import Gate
-from raydr.serve.config import LOCAL_HOSTS, ApiKey, AppArgs
+from raydr.serve.config import LOCAL_HOSTS, AppArgs
 from raydr.serve.docs_page import docs_page
 from raydr.serve.errors import ApiError, error_response, install_handlers
 from raydr.serve.limits import check_embeddings, check_rerank, check_search
@@ -51,7 +51,7 @@ from raydr.version import __version__
 UI = Path(__file__).parent / "ui"
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 413, 415, 422, 429, 500, 503, 504)
+    status: {"model": ErrorAnswer} for status in (400, 401, 403, 413, 415, 422, 429, 500, 503, 504)
 }
 
 
@@ -59,7 +59,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 class Service(Protocol):
     """What the routes need; `raydr.serve.search.Searcher` is one. Errors meant for the caller are `ApiError`."""
 
-    async def search(self, request: SearchRequest, *, request_id: str) -> SearchAnswer: ...
+    async def search(self, request: SearchRequest, *, request_id: str, required: Mapping[str, Any]) -> SearchAnswer:
+        """Finds nothing that does not meet the `required` filters of the caller's key."""
+        ...
 
     async def embed(
         self, texts: Sequence[str] | Sequence[Sequence[int]], side: str, *, request_id: str
@@ -82,8 +84,12 @@ class Service(Protocol):
     def status(self) -> Status: ...
 
 
-def build_http(service: Service, args: AppArgs, api_keys: Sequence[ApiKey] = ()) -> FastAPI:
-    """The application over `service`, with everything in front of it that a request has to pass."""
+def build_http(service: Service, args: AppArgs, gate: Gate | None = None) -> FastAPI:
+    """The application over `service`, with everything in front of it that a request has to pass.
+
+    `gate`: who is let in; without, the callers that `args` names.
+    """
+    gate = gate or Gate(args.read_api_keys())
     app = FastAPI(
         title="raydr",
         version=__version__,
@@ -96,8 +102,8 @@ def build_http(service: Service, args: AppArgs, api_keys: Sequence[ApiKey] = ())
     _add_search(app, service, args)
     _add_rerank(app, service, args)
     _add_pages(app, service)
-    hosts = None if api_keys or "*" in args.allowed_hosts else [*LOCAL_HOSTS, *args.allowed_hosts]
-    app.add_middleware(Door, gate=Gate(api_keys), limits=args.limits, allowed_hosts=hosts, metrics=HttpMetrics())
+    hosts = None if "*" in args.allowed_hosts else [*LOCAL_HOSTS, *args.allowed_hosts]
+    app.add_middleware(Door, gate=gate, limits=args.limits, allowed_hosts=hosts, metrics=HttpMetrics())
     return app
 
 
@@ -106,7 +112,8 @@ def _add_search(app: FastAPI, service: Service, args: AppArgs) -> None:
     async def search(body: SearchRequest, request: Request) -> Response:
         """The best passages for one query (`query`) or many (`queries`)."""
         check_search(body, args.limits)
-        return _json(await service.search(body, request_id=request.state.request_id))
+        state = request.state
+        return _json(await service.search(body, request_id=state.request_id, required=state.required))
 
     @app.post("/v1/embeddings", response_model=EmbeddingsAnswer, responses=_ERRORS)
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
@@ -127,9 +134,13 @@ def _add_search(app: FastAPI, service: Service, args: AppArgs) -> None:
         return _json(EmbeddingsAnswer(data=data, model=model, usage=usage))
 
     @app.get("/v1/models", response_model=ModelList, response_model_exclude_none=True, responses=_ERRORS)
-    async def models() -> Response:
+    async def models(request: Request) -> Response:
         """The models this server answers with; the first one names the live index as well."""
-        return _json(service.models())
+        found = service.models()
+        if request.state.required:  # how much others have in the index is theirs
+            hidden = {"num_passages": None, "num_shards": None}
+            found = ModelList(data=[card.model_copy(update=hidden) for card in found.data])
+        return _json(found)
 
 
 def _add_rerank(app: FastAPI, service: Service, args: AppArgs) -> None:

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raydr.serve.auth import Gate
-from raydr.serve.config import Limits
+from raydr.serve.config import Limits, Route
 from raydr.serve.errors import ApiError, internal_error
 from raydr.serve.metrics import HttpMetrics
 
@@ -29,8 +29,17 @@ logger = logging.getLogger("ray.serve")
 REQUEST_ID_HEADER = "x-request-id"
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
-_GUARDED = ("/v1/", "/v2/", "/rerank")
 _PROBES = ("/health", "/ready")
+_OPEN = (*_PROBES, "/", "/docs", "/openapi.json")
+"""What needs no key, beside the files of the page: everything else does, also what does not exist."""
+_ROUTES: dict[str, Route] = {
+    "/v1/search": "search",
+    "/v1/embeddings": "embeddings",
+    "/v1/rerank": "rerank",
+    "/v2/rerank": "rerank",
+    "/rerank": "rerank",
+    "/v1/models": "models",
+}
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -62,7 +71,12 @@ class Door:
             return
         started = time.perf_counter()
         response = _Response(send)
-        state: dict[str, Any] = {**scope.get("state", {}), "request_id": str(uuid.uuid4()), "caller": None}
+        state: dict[str, Any] = {
+            **scope.get("state", {}),
+            "request_id": str(uuid.uuid4()),
+            "caller": None,
+            "required": {},
+        }
         scope["state"] = state
         status = 499  # nginx's word for a client that went away; stays only if the handler is cancelled
         try:
@@ -89,11 +103,14 @@ class Door:
                 message = "X-Request-ID: 1 to 128 characters of A-Z a-z 0-9 . _ -"
                 raise ApiError(400, "invalid_request_id", message, param="X-Request-ID")
             state["request_id"] = sent_id
-        path = scope["path"]
+        path = _path_inside(scope)
         if path not in _PROBES:  # a probe of the cluster calls a pod by its address
             self._check_host(headers.get("host", ""))
-        if path.startswith(_GUARDED):
-            state["caller"] = self._gate.admit(headers.get("authorization"))
+        if path not in _OPEN and not path.startswith("/ui/"):
+            caller = self._gate.admit(headers.get("authorization"))
+            state["caller"], state["required"] = caller.name, caller.filters
+            if (route := _ROUTES.get(path)) is not None:
+                caller.check(route)
         if scope["method"] == "POST":
             _check_content_type(headers.get("content-type", ""))
             receive = _replay(await self._read_body(headers, receive), receive)
@@ -108,8 +125,10 @@ class Door:
 
     def _check_host(self, host: str) -> None:
         # Without keys, a web page that resolves its own name to this machine could read the index through a browser.
+        if not self._gate.is_open or self._allowed_hosts is None:
+            return
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if self._allowed_hosts is not None and name.lower() not in self._allowed_hosts:
+        if name.lower() not in self._allowed_hosts:
             message = f"this server is not called {name!r}: configure api_keys, or name it in allowed_hosts"
             raise ApiError(421, "host_not_allowed", message, param="Host")
 
@@ -117,7 +136,7 @@ class Door:
         limit = self._limits.body_bytes
         too_large = ApiError(413, "body_too_large", f"the body may have at most {limit} bytes")
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limit:
+        if length.isdecimal() and (len(length) > 18 or int(length) > limit):  # Python reads no number of 5,000 digits
             raise too_large
         body = bytearray()
         async with asyncio.timeout(self._limits.request_timeout_s):  # a body may not trickle in for ever
@@ -172,6 +191,12 @@ class _Response:
     async def answer(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         if not self.started:
             await error.response()(scope, receive, self.send)
+
+
+def _path_inside(scope: Scope) -> str:
+    """The path below the application's `route_prefix`, which an ASGI server leaves in `path`."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] or "/" if path == root or path.startswith(f"{root}/") else path
 
 
 def _check_content_type(value: str) -> None:

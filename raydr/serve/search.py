@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -183,12 +184,16 @@ class Searcher:
         passages = [Passage(str(place), text) for place, text in enumerate(documents)]
         return await call(reranker.rerank.remote(query, passages, request_id=request_id))
 
-    async def search(self, request: SearchRequest, *, request_id: str) -> SearchAnswer:
+    async def search(
+        self, request: SearchRequest, *, request_id: str, required: Mapping[str, Any] = MappingProxyType({})
+    ) -> SearchAnswer:
+        """Finds nothing that does not meet `required`, whatever the request says. Raises `ApiError`."""
         live = self._require_live()
         if request.mode != "dense" and not self._uses_bm25(live.index):
             raise ApiError(422, "invalid_value", "mode: this index has no word side, only dense", param="mode")
         live.index.check(request.filters)
-        search = _Search(self, live, request, request_id)
+        _check_required(live.index, required)
+        search = _Search(self, live, request, request_id, required)
         results = await search.run()
         metrics.record_stages(search.timings_ms, request.mode)
         single = request.query is not None
@@ -228,12 +233,14 @@ def _found(top: TopK) -> list[list[_Found]]:
 class _Search:
     """One request on its way through the stages."""
 
-    def __init__(self, searcher: Searcher, live: Live, request: SearchRequest, request_id: str) -> None:
+    def __init__(
+        self, searcher: Searcher, live: Live, request: SearchRequest, request_id: str, required: Mapping[str, Any]
+    ) -> None:
         self._of = searcher
         self._live = live
         self._request = request
         self._request_id = request_id
-        self._selection = Selection.of(request)
+        self._selection = Selection.of(request, required)
         self._ids: dict[int, str] = {}
         self._passages: dict[int, dict[str, Any]] = {}
         self.reranking: Reranking | None = None
@@ -456,6 +463,14 @@ async def call(response: Any) -> Any:
         cancel: Callable[[], None] = getattr(response, "cancel", lambda: None)
         cancel()
         raise
+
+
+def _check_required(index: IndexInfo, required: Mapping[str, Any]) -> None:
+    try:
+        index.check(dict(required))
+    except ApiError as error:  # an index without the column would otherwise be open to everybody's keys, or to nobody's
+        logger.error("the filters of an API key do not fit the live index: %s", error.message)
+        raise ApiError(503, "key_mismatch", "the live index cannot be searched with this key") from None
 
 
 def _reason(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -85,15 +85,17 @@ class Selection(NamedTuple):
     filters: dict[str, Any]
     allow_ids: tuple[str, ...] | None
     exclude_ids: tuple[str, ...]
+    required: dict[str, Any]
+    """Filters of the caller's key, which hold beside those of the request."""
 
     @classmethod
-    def of(cls, request: SearchRequest) -> Selection:
+    def of(cls, request: SearchRequest, required: Mapping[str, Any]) -> Selection:
         allow_ids = None if request.allow_ids is None else tuple(request.allow_ids)
-        return cls(request.filters, allow_ids, tuple(request.exclude_ids))
+        return cls(request.filters, allow_ids, tuple(request.exclude_ids), dict(required))
 
     @property
     def is_everything(self) -> bool:
-        return not self.filters and self.allow_ids is None and not self.exclude_ids
+        return not self.filters and self.allow_ids is None and not self.exclude_ids and not self.required
 
 
 class Ranked(NamedTuple):
@@ -118,9 +120,10 @@ class _Part:
         key = (number, json.dumps(selection))
         mask = self._masks.get(key)
         if mask is None:
-            mask = self.reader.shard(number).select(
-                selection.filters, allow_ids=selection.allow_ids, exclude_ids=selection.exclude_ids
-            )
+            shard = self.reader.shard(number)
+            mask = shard.select(selection.filters, allow_ids=selection.allow_ids, exclude_ids=selection.exclude_ids)
+            if selection.required:
+                mask &= shard.select(selection.required)
             self._masks[key] = mask
             while len(self._masks) > MASKS_HELD:
                 self._masks.popitem(last=False)

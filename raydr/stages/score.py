@@ -26,6 +26,7 @@ from jaxtyping import Float32
 
 from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
+from raydr.data.arrow_rows import readable
 from raydr.data.examples import ExampleSet
 from raydr.encoders.factory import build_ranker
 from raydr.errors import ArtifactError, ConfigError
@@ -88,7 +89,8 @@ def open_scores(path: str | Path, examples: ExampleSet) -> list[Float32[np.ndarr
     artifact = open_artifact(path, kind=KIND)
     if artifact.manifest.inputs["examples"] != examples.artifact.fingerprint:
         raise ArtifactError(f"{path}: scores other examples than those in {examples.artifact.path}; score these")
-    table = pq.read_table(artifact.path / SCORES).sort_by("row")
+    with readable(artifact.path / SCORES):
+        table = pq.read_table(artifact.path / SCORES).sort_by("row")
     return [np.asarray(value.values, dtype=np.float32) for value in table["scores"]]
 
 

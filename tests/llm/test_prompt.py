@@ -165,3 +165,39 @@ def test_rank_llms_templates_are_read(tokenizer, tmp_path):
     file.write_text("prefix: x\n")
     with pytest.raises(ConfigError, match="no field system_message, body, suffix"):
         listwise(tokenizer, template=str(file))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "［B］",
+        "[Ｂ]",
+        "[\u200bB]",
+        "[B\u200d]",
+        "[B\u0301]",
+        "[\x01B\x7f]",
+        "[\u00a0B\u2003]",
+        "[ ⓑ ]",
+        "[\ufeffB\u202e]",
+    ],
+)
+def test_letters_in_other_characters_are_no_identifiers_either(tokenizer, written):
+    """Normalisers fold width, drop accents and what cannot be seen: what is left must not read [B]."""
+    normalized = tokenizer.backend_tokenizer.normalizer.normalize_str(neutralized(f"naïve {written} 日本語"))
+    assert "[b]" not in "".join(normalized.split())
+    assert "日本語" in neutralized(f"naïve {written} 日本語")
+    assert neutralized("naïve [βeta] 👩‍🔬 [日本語]") == "naïve [βeta] 👩‍🔬 [日本語]"
+
+
+def test_marks_of_a_template_that_are_no_tokens_are_taken_out_too(tokenizer):
+    """Zephyr's <|user|> and Llama 2's [INST] are plain text to their tokenizers."""
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|{{ message['role'] }}|>\n<|user|>[INST]{{ message['content'] }}[/INST]"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    chat = listwise(tokenizer)._chat
+    assert (
+        chat.clean("a <|assistant|> b <|ASSISTANT|> c [/INST] d ＜|assistant|＞ <b>x</b> [see this]", 50)
+        == "a b c d <b>x</b> [see this]"
+    )
+    assert chat.clean("<|assis<|user|>tant|>", 50) == "<|assis tant|>"

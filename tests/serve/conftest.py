@@ -41,7 +41,7 @@ def serve_in_process(animals) -> Callable[..., Any]:
     def start(*, base_url: str = "http://127.0.0.1", index: Path = animals, **values: Any) -> TestClient:
         args = AppArgs(index=index, **values)
         searcher = colocated_searcher(args, num_shard_deployments=2)
-        client = TestClient(build_http(searcher, args, args.api_keys), base_url=base_url)
+        client = TestClient(build_http(searcher, args), base_url=base_url)
         client.__enter__()  # one event loop for the loading below and all requests
         client.portal.call(searcher.use, str(index))
         client.searcher = searcher

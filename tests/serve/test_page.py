@@ -103,7 +103,7 @@ def site_in_process(index: Path, **args: Any) -> Iterator[str]:
 
     settings = AppArgs.model_validate({"index": index, **args})
     searcher = colocated_searcher(settings)
-    app = build_http(searcher, settings, settings.api_keys)
+    app = build_http(searcher, settings)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
 

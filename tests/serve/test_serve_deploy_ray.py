@@ -84,3 +84,21 @@ def test_the_config_for_several_callers_is_deployed_and_wants_keys(cluster, anim
         answer = http.post("/v1/search", json=body, headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 200, answer.text
         assert {hit["id"] for hit in answer.json()["hits"][:2]} == {"cat", "owl"}
+
+        # Another key, for a part of the index, in the place of the first one; no replica restarts for it.
+        made = subprocess.run(
+            [sys.executable, "-m", "raydr.serve.auth", "bob"], capture_output=True, text=True, check=True
+        )
+        (tmp_path / "keys.yaml").write_text(f"{made.stdout}    filters: {{kind: farm}}\n")
+        application["deployments"][0]["user_config"]["keys_as_of"] = 1
+        (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
+        subprocess.run([serve, "deploy", str(tmp_path / "search.yaml")], env=environment, check=True)
+        tenant = {"Authorization": f"Bearer {made.stderr.split()[-1]}"}
+        deadline = time.monotonic() + 60
+        while (answer := http.post("/v1/search", json=body, headers=tenant)).status_code == 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        for mode in ("dense", "bm25", "hybrid"):
+            answer = http.post("/v1/search", json={**body, "mode": mode, "query": "animal milk honey"}, headers=tenant)
+            assert {hit["id"] for hit in answer.json()["hits"]} == {"cow", "bee"}, answer.text
+        assert http.post("/v1/search", json=body, headers={"Authorization": f"Bearer {key}"}).status_code == 401

@@ -1,0 +1,92 @@
+"""Files that a reader once stumbled over, found by `benchmarks/fuzz.py`: a `RaydrError` now that names the file."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from raydr.config import read_yaml
+from raydr.data.config import DataConfig
+from raydr.data.files import LONGEST_LINE
+from raydr.data.ingest import ingest
+from raydr.encoders.checkpoint import open_checkpoint
+from raydr.errors import ArtifactError, ConfigError, DataError
+from raydr.evaluation.trec import read_qrels, read_run
+from raydr.index.bm25 import BM25
+from raydr.index.config import BM25Config
+from raydr.index.layout import ShardRecord, read_deleted
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a: \xc0\xaf",
+        b"a: " + b"1" * 5000,
+        b"{{a: b}: c}",
+        b"[" * 3000,
+        b"a: 2026-13-45",
+        b"a: !!python/object:os.system x",
+    ],
+    ids=["not UTF-8", "digits", "a key that is a mapping", "no date", "a Python object"],
+)
+def test_yaml(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml: not valid YAML"):
+        read_yaml(tmp_path / "config.yaml")
+
+
+def test_runs(tmp_path):
+    packed = bytearray(gzip.compress(b"q1 Q0 d1 1 2.5 tag\n" * 200))
+    packed[10:] = b"\xff" * 40
+    (tmp_path / "a.run").write_bytes(packed)
+    with pytest.raises(DataError, match=r"a\.run, after line 0: a damaged gzip file: Error -3"):
+        read_run(tmp_path / "a.run")
+
+
+def test_what_a_few_bytes_unpack_to_does_not_fill_the_memory(tmp_path):
+    """One line of a gigabyte, in a file of a megabyte."""
+    bomb = gzip.compress(b"x" * (16 << 20)) * 64
+    for name, read in {"bomb.run": read_run, "bomb.qrels": read_qrels}.items():
+        (tmp_path / name).write_bytes(bomb)
+        with pytest.raises(DataError, match=f"{name}, line 1: more than"):
+            read(tmp_path / name)
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "a", "text": "x"}\n') + bomb)
+    with pytest.raises(DataError, match=rf"corpus.jsonl.gz, line 2: longer than {LONGEST_LINE >> 20} MiB"):
+        ingest(DataConfig(path=str(tmp_path), on_error="skip"), tmp_path / "out")
+
+
+def test_deleted_rows(tmp_path):
+    shard = ShardRecord(name="00000", num_rows=3, files={}, deleted="deleted.npy", num_deleted=1)
+    good = np.array([1], dtype=np.int64)
+    for rows in (
+        good + 5,
+        good - 7,
+        good.astype(np.int32),
+        np.array([[1]]),
+        np.array([{"an": "object"}], dtype=object),
+    ):
+        np.save(tmp_path / "deleted.npy", rows)
+        with pytest.raises(ArtifactError, match=r"deleted\.npy"):
+            read_deleted(tmp_path, shard)
+    (tmp_path / "deleted.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((")
+    with pytest.raises(ArtifactError, match=r"deleted\.npy: not readable"):
+        read_deleted(tmp_path, shard)
+
+
+@pytest.mark.parametrize(
+    "name", ["params.index.json", "vocab.index.json", "indptr.csc.index.npy", "data.csc.index.npy"]
+)
+def test_words(tmp_path, name):
+    BM25.build(["alpha beta", "beta gamma"], BM25Config()).save(tmp_path / "bm25")
+    for content in (b"[]", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((", b""):
+        (tmp_path / "bm25" / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match="bm25: not a readable BM25 index"):
+            BM25.open(tmp_path / "bm25")
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"hidden_size": "x"}', b"\xff\xfe", b'"x"', b"[" * 100_000])
+def test_checkpoints(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        open_checkpoint(str(tmp_path))
