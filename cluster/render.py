@@ -1,4 +1,5 @@
-"""Writes the manifests of this folder from `templates/`, `values.yaml`, pyproject.toml and serve_configs/.
+"""Writes the manifests of this folder from `templates/`, `values.yaml`, pyproject.toml and serve_configs/, and the
+Grafana dashboard from dashboard.py.
 
 Notable: what it writes is committed, so `kubectl apply -f cluster/ray-cluster.yaml` works from a checkout, and a test
 compares it with what would be written now. Versions of Ray and raydr come from where the installation has them; the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import runpy
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+DASHBOARD = "grafana-dashboard.json"
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
@@ -73,7 +76,8 @@ def rendered(values: dict[str, Any]) -> dict[str, str]:
     def groups(wanted: list[str]) -> list[dict[str, Any]]:
         return [group for group in values["groups"] if group["name"] in wanted]
 
-    files = {name: write(name) for name in ("namespace.yaml", "secrets.example.yaml")}
+    plain = ("namespace.yaml", "secrets.example.yaml", "pod-monitor.yaml", "prometheus.yaml")
+    files = {name: write(name) for name in plain} | {DASHBOARD: runpy.run_path(str(HERE / "dashboard.py"))["as_json"]()}
     for name in ("ray-up.aws.yaml", "ray-cluster.yaml"):
         files[name] = write(name, kind="cluster", name="raydr", node_groups=values["groups"])
     for verb, job in values["jobs"].items():

@@ -177,8 +177,8 @@ def artifact_of(path: str | Path) -> Artifact | None:
     try:
         found = place(path)
         if bucket_of(found) is not None:
-            inside = manifest_above(found)
-            return None if inside is None else Artifact(inside[0], _as_seen_from(*inside))
+            above = manifest_above(found)
+            return None if above is None else Artifact(above[0], _as_seen_from(*above))
         found = found.resolve(strict=True)
     except (OSError, ValueError, ConfigError):  # any text may be asked about, also one that no file could be called
         return None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from raydr import series
 from raydr.errors import ArtifactError
 from raydr.manifest import MANIFEST, FileRecord, Manifest, file_sha256, write_durably
 from raydr.storage import LEASE, Bucket, bucket_of, in_parallel, locked, place
@@ -31,7 +32,10 @@ def bring(path: str | Path) -> Path:
     """
     path = place(path)
     bucket = bucket_of(path)
-    if bucket is None or path.is_file():
+    if bucket is None:
+        return path
+    if path.is_file():
+        series.count("raydr_cache_files_total", result="hit")
         return path
     inside = manifest_above(path)
     if inside is None:
@@ -88,13 +92,19 @@ def bring_manifest(bucket: Bucket) -> None:
 
 def bring_files(bucket: Bucket, manifest: Manifest, names: Iterable[str]) -> None:
     """Each file once on a machine, however many of its processes ask for it."""
+    names = list(names)
     missing = [name for name in names if not (bucket.place / name).is_file()]
+    series.count("raydr_cache_files_total", len(names) - len(missing), result="hit")
     if not missing:
         return
     with locked(bucket.place, BRINGING, wait=True):
 
         def one(name: str) -> None:
-            if not (bucket.place / name).is_file() and not bucket.pull(name, manifest.files[name].sha256):
+            if (bucket.place / name).is_file():  # another process has brought it meanwhile
+                series.count("raydr_cache_files_total", result="hit")
+                return
+            series.count("raydr_cache_files_total", result="miss")
+            if not bucket.pull(name, manifest.files[name].sha256):
                 raise ArtifactError(f"{bucket.url}/{name}: listed in {MANIFEST} but missing; make the artifact again")
 
         in_parallel(one, missing)

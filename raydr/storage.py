@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import PlainSerializer, PlainValidator
 
+from raydr import series
 from raydr.errors import ArtifactError, ConfigError, DataError
 
 CACHE_VARIABLE = "RAYDR_CACHE"
@@ -165,7 +166,9 @@ class Bucket:
         with self._telling(name):
             try:
                 with self.filesystem.open_input_stream(self._at(name)) as stream:
-                    return stream.read()
+                    content = stream.read()
+                series.count("raydr_bucket_bytes_total", len(content), direction="read")
+                return content
             except FileNotFoundError:
                 return None
 
@@ -175,6 +178,7 @@ class Bucket:
             self._with_parent(name)
             with self.filesystem.open_output_stream(self._at(name)) as stream:
                 stream.write(content)
+        series.count("raydr_bucket_bytes_total", len(content), direction="written")
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file by its name, at any depth."""
@@ -216,6 +220,7 @@ class Bucket:
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise ArtifactError(f"{self.url}/{name}: differs from its checksum; make the artifact again")
             temporary.replace(target)
+            series.count("raydr_bucket_bytes_total", target.stat().st_size, direction="read")
             return True
         finally:
             temporary.unlink(missing_ok=True)
@@ -227,6 +232,7 @@ class Bucket:
             with (self.place / name).open("rb") as source, self.filesystem.open_output_stream(self._at(name)) as sink:
                 while chunk := source.read(_CHUNK_BYTES):
                     sink.write(chunk)
+        series.count("raydr_bucket_bytes_total", (self.place / name).stat().st_size, direction="written")
 
     def sha256(self, name: str) -> str:
         """Of a file that is in the bucket, which is read for it and not kept."""

@@ -59,6 +59,7 @@ def ray_cluster() -> Iterator[str]:
         include_dashboard=True,
         dashboard_port=0,
         object_store_memory=300_000_000,
+        _system_config={"metrics_report_interval_ms": 1000},  # tests that read them wait for no more than that
         log_to_driver=False,
         logging_level=logging.WARNING,
     )

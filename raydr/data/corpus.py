@@ -76,6 +76,12 @@ class Corpus(QuerySet):
         return cls(open_artifact(path, kind=KIND))
 
     @property
+    def name(self) -> str:
+        """What dashboards and logs call it: the last part of the path it was read from."""
+        source = self.artifact.manifest.config.get("data", {}).get("path", self.path)
+        return Path(str(source)).name
+
+    @property
     def num_passages(self) -> int:
         return self.artifact.manifest.counts["passages"]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from raydr import series
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.data.corpus import Corpus
@@ -143,6 +145,7 @@ def build_shard(plan: ShardPlan, num_threads: int | None = None) -> ShardRecord:
     finished = read_record(plan.path)
     if finished is not None and finished.num_rows == plan.last - plan.first:
         return finished
+    started = time.perf_counter()
     scratch = plan.path.with_name(f".{plan.path.name}")
     for leftover in (scratch, plan.path):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -163,6 +166,9 @@ def build_shard(plan: ShardPlan, num_threads: int | None = None) -> ShardRecord:
     if (bucket := bucket_of(plan.path)) is not None:
         for name in (*record.files, SHARD_RECORD):
             bucket.push(name)
+    series.count("raydr_index_shards_total")
+    series.count("raydr_index_passages_total", len(matrix))
+    series.count("raydr_index_seconds_total", time.perf_counter() - started)
     return record
 
 

@@ -119,6 +119,11 @@ class _ShardActor:
         self, path: Path, record: ShardRecord, parameters: SearchParameters, device: Device, num_threads: int
     ) -> None:
         self._shard = open_shard(path, record, parameters=parameters, device=device, num_threads=num_threads)
+        self._name = f"shard {record.name} of {path.parent.name}/{path.name}"
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls it."""
+        return self._name
 
     def search(self, embeddings: Any, k: int, allowed: Any, parameters: SearchParameters | None) -> TopK:
         return self._shard.search(embeddings, k, allowed, parameters=parameters)

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
+from raydr import series
 from raydr.config import Config
 from raydr.errors import RaydrError
 from raydr.storage import refuse_secrets
@@ -113,6 +114,13 @@ def build_engine(config: EngineConfig) -> Engine:
     from raydr.llm.transformers_engine import TransformersEngine
 
     return TransformersEngine(config)
+
+
+def count_answer(*, prompt: int, generated: int, cached: int = 0) -> None:
+    """Tells the time series of one answered prompt: its tokens, and how many of them were in the prefix cache."""
+    series.count("raydr_llm_prompts_total")
+    for kind, tokens in (("prompt", prompt), ("cached", cached), ("generated", generated)):
+        series.count("raydr_llm_tokens_total", tokens, kind=kind)
 
 
 def without_end(made: Sequence[int], ends: Collection[int | None]) -> list[int]:

@@ -12,6 +12,7 @@ over the whole list.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,6 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
+from raydr import series
 from raydr.config import Config
 from raydr.llm.engine import EngineConfig
 from raydr.llm.prompt import IDENTIFIERS, ListwisePrompt, PromptConfig
@@ -85,7 +87,9 @@ class ListwiseReranker(EngineReranker):
         scores: dict[int, float] = {}
 
         async def rank(places: Sequence[int]) -> list[int]:
+            started = time.perf_counter()
             ranked = await self.rank_window(query.text, [texts[place] for place in places])
+            series.observe("raydr_rerank_window_seconds", time.perf_counter() - started)
             new = np.asarray(ranked.scores, dtype=np.float64)
             if self._config.scores == "calibrated":
                 shared = [n for n, place in enumerate(places) if place in scores]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydr.errors import ConfigError
-from raydr.llm.engine import EngineConfig, EngineError, load_llm_tokenizer, without_end
+from raydr.llm.engine import EngineConfig, EngineError, count_answer, load_llm_tokenizer, without_end
 
 _RETRY_STATUSES = (429, 502, 503, 504)
 
@@ -86,7 +86,14 @@ class RemoteEngine:
             raise EngineError(f"{self._url} answered {response.status_code}")
         if response.status_code != 200:
             raise ConfigError(f"{self._url} refused a prompt with {response.status_code}: {response.text[:300]}")
-        return response.json()["choices"][0]
+        answer = response.json()
+        usage = answer.get("usage") or {}
+        count_answer(
+            prompt=len(prompt),
+            generated=usage.get("completion_tokens") or 0,
+            cached=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        )
+        return answer["choices"][0]
 
     def _body(self, prompt: Sequence[int], **settings: Any) -> dict[str, Any]:
         return {"model": self._name, "prompt": list(prompt), "temperature": 0.0, **settings}

@@ -11,7 +11,7 @@ from typing import Any
 
 from raydr.encoders.checkpoint import load_transformer, locate
 from raydr.errors import ConfigError
-from raydr.llm.engine import EngineConfig, load_llm_tokenizer, without_end
+from raydr.llm.engine import EngineConfig, count_answer, load_llm_tokenizer, without_end
 
 
 class TransformersEngine:
@@ -44,6 +44,7 @@ class TransformersEngine:
         with torch.inference_mode():
             ids = torch.tensor([list(prompt)], device=self._device)
             logits = self._network(ids, logits_to_keep=1).logits[0, -1].float()
+            count_answer(prompt=len(prompt), generated=1)
             return logits.log_softmax(0)[torch.tensor(list(candidates), device=self._device)].tolist()
 
     async def generate(self, prompt: Sequence[int], *, max_tokens: int, stop: Sequence[int] = ()) -> list[int]:
@@ -64,7 +65,9 @@ class TransformersEngine:
                 eos_token_id=sorted(ends) or None,
                 pad_token_id=0,
             )
-        return without_end(made[0, ids.shape[1] :].tolist(), ends)
+        answer = made[0, ids.shape[1] :].tolist()
+        count_answer(prompt=len(prompt), generated=len(answer))
+        return without_end(answer, ends)
 
     async def check(self) -> None:
         """Nothing can be gone."""

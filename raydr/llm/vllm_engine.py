@@ -14,7 +14,7 @@ from typing import Any
 
 from raydr.encoders.checkpoint import locate
 from raydr.errors import ConfigError
-from raydr.llm.engine import EngineConfig, EngineError, load_llm_tokenizer, without_end
+from raydr.llm.engine import EngineConfig, EngineError, count_answer, load_llm_tokenizer, without_end
 
 
 class VllmEngine:
@@ -74,7 +74,9 @@ class VllmEngine:
             raise EngineError(f"vLLM's engine has stopped: {error}") from error
         if last is None:
             raise EngineError("vLLM's engine gave no answer")
-        return last.outputs[0]
+        answer = last.outputs[0]
+        count_answer(prompt=len(prompt), generated=len(answer.token_ids), cached=last.num_cached_tokens or 0)
+        return answer
 
     async def check(self) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError

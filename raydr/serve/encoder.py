@@ -31,6 +31,7 @@ from raydr.protocols import QueryRefiner
 from raydr.serve import metrics
 from raydr.serve.batching import Batcher
 from raydr.serve.errors import ApiError
+from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef, VersionCache
 from raydr.stages.config import FeedbackSteps
 from raydr.stages.feedback import moved
@@ -128,7 +129,8 @@ class Encoder:
         loaded = await self._encoders.get(ref)
         cost = sum(1 + len(text) // 4 for text in texts)
         item = _Item(loaded, texts, side, request_id)
-        return await self._batcher.submit(item, cost=cost, group=(id(loaded), side))
+        with span("raydr.batch", texts=len(texts)):  # the wait for it included
+            return await self._batcher.submit(item, cost=cost, group=(id(loaded), side))
 
     async def encode_counted(
         self, ref: IndexRef, texts: Sequence[str] | Sequence[Sequence[int]], side: Side, *, request_id: str

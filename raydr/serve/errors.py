@@ -18,6 +18,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from raydr.serve import metrics
+
 logger = logging.getLogger("ray.serve")
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -56,6 +58,8 @@ def _rebuild(status: int, code: str, message: str, param: str | None, retry_afte
 def error_response(
     status: int, code: str, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
+    """The one shape; counted by its code."""
+    metrics.record_error(code)
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     body = json.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
     return Response(body, status, headers, media_type="application/json")

@@ -1,13 +1,16 @@
-"""raydr's own time series, beside Ray Serve's: one place that names them all.
+"""The time series that only serving has, beside Ray Serve's own and those of raydr/series.py: one place for all names.
 
 Notable: Serve adds application, deployment and replica to each; the node's agent publishes all in Prometheus form (see
-docs/operations.md). Queue lengths of handles and replicas are Serve's own series
+docs/watching.md). What a caller sends never makes a series: routes are patterns, codes are those of the server. Queue
+lengths of handles and replicas are Serve's own series
 (`ray_serve_num_ongoing_requests_at_replicas`, `ray_serve_deployment_queued_queries`).
 
 | series (Prometheus adds `ray_` in front) | tags | what |
 | --- | --- | --- |
 | raydr_requests_total | route, status | answers |
+| raydr_errors_total | code | answers that are errors, by the code in their body |
 | raydr_request_latency_ms | route | time in the ingress |
+| raydr_requests_in_work | | requests that an ingress replica works on |
 | raydr_stage_latency_ms | stage, mode | encode, search, bm25, refine, feedback, passages, rerank, total |
 | raydr_shard_search_ms | shard | FAISS alone, inside a shard's replica |
 | raydr_batch_texts, raydr_batch_tokens | side | what the encoder ran at once (tokens estimated from characters) |
@@ -38,6 +41,8 @@ def _metrics() -> dict[str, Any]:
 
     return {
         "requests": Counter("raydr_requests_total", "Requests answered.", tag_keys=("route", "status")),
+        "errors": Counter("raydr_errors_total", "Answers that are errors.", tag_keys=("code",)),
+        "in_work": Gauge("raydr_requests_in_work", "Requests in work."),
         "latency": Histogram("raydr_request_latency_ms", "Time in the ingress.", _MS, tag_keys=("route",)),
         "stage": Histogram("raydr_stage_latency_ms", "Time of a stage.", _MS, tag_keys=("stage", "mode")),
         "shard": Histogram("raydr_shard_search_ms", "FAISS search of a shard.", _MS, tag_keys=("shard",)),
@@ -54,11 +59,18 @@ def _metrics() -> dict[str, Any]:
 
 
 class HttpMetrics:
-    """Requests and their latencies."""
+    """Requests, how many are in work, and their latencies."""
 
     def record(self, route: str, status: int, duration_s: float) -> None:
         _metrics()["requests"].inc(tags={"route": route, "status": str(status)})
         _metrics()["latency"].observe(duration_s * 1000, tags={"route": route})
+
+    def in_work(self, requests: int) -> None:
+        _metrics()["in_work"].set(requests)
+
+
+def record_error(code: str) -> None:
+    _metrics()["errors"].inc(tags={"code": code})
 
 
 def record_stages(timings_ms: dict[str, float], mode: str) -> None:

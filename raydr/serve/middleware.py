@@ -117,11 +117,13 @@ class Door:
         if path not in _PROBES and self._running >= self._limits.concurrent_requests:
             raise ApiError(429, "overloaded", "this server is at its limit; try again shortly", retry_after_s=1.0)
         self._running += 1
+        self._metrics.in_work(self._running)
         try:
             async with asyncio.timeout(self._limits.request_timeout_s):
                 await self._app(scope, receive, send)
         finally:
             self._running -= 1
+            self._metrics.in_work(self._running)
 
     def _check_host(self, host: str) -> None:
         # Without keys, a web page that resolves its own name to this machine could read the index through a browser.

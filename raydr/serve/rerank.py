@@ -20,6 +20,7 @@ from raydr.encoders.factory import build_reranker
 from raydr.errors import RaydrError
 from raydr.llm.engine import EngineError
 from raydr.serve.errors import ApiError
+from raydr.serve.tracing import span
 from raydr.types import Hit, Passage, Query
 
 
@@ -41,10 +42,11 @@ class Reranker:
         hits = [Hit(place, 0.0) for place in by_place]
         asked = Query(request_id, query)
         try:
-            if self._is_async:
-                ranked = await self._reranker.rerank_async(asked, hits, by_place)
-            else:
-                ranked = await self._in_turn(asked, hits, by_place)
+            with span("raydr.reranker", passages=len(hits)):
+                if self._is_async:
+                    ranked = await self._reranker.rerank_async(asked, hits, by_place)
+                else:
+                    ranked = await self._in_turn(asked, hits, by_place)
         except EngineError as error:
             raise ApiError(503, "reranker_unavailable", f"the reranker: {error}", retry_after_s=5.0) from error
         except RaydrError as error:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -41,12 +42,11 @@ from raydr.serve.schema import (
     Status,
 )
 from raydr.serve.shard import IndexInfo, Ranked, Selection, read_index_info
+from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef
 from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE, Hit, Passage
 
 logger = logging.getLogger("ray.serve")
-
-T = TypeVar("T")
 
 INLINE_HITS = 64
 """Up to this many hits in a response the shards send the passages with their hits and save a second hop."""
@@ -288,13 +288,16 @@ class _Search:
 
     async def _dense(self, texts: Sequence[str], k: int) -> TopK:
         encode = self._of._encoder.encode.remote
-        ref = self._live.ref
-        embeddings = await self._timed("encode", call(encode(ref, texts, "query", request_id=self._request_id)))
+        with self._stage("encode"):
+            embeddings = await call(encode(self._live.ref, texts, "query", request_id=self._request_id))
         if self._live.encoder.num_feedback:
-            embeddings = await self._timed("refine", self._refined(texts, embeddings))
+            with self._stage("refine"):
+                embeddings = await self._refined(texts, embeddings)
         if self.feedback is not None:
-            embeddings = await self._timed("feedback", self._moved(texts, embeddings, self.feedback))
-        return await self._timed("search", self._shards(embeddings, k, len(texts)))
+            with self._stage("feedback"):
+                embeddings = await self._moved(texts, embeddings, self.feedback)
+        with self._stage("search"):
+            return await self._shards(embeddings, k, len(texts))
 
     async def _refined(self, texts: Sequence[str], embeddings: np.ndarray) -> np.ndarray:
         """Pseudo-relevance feedback: a first search, whose passages improve the embeddings."""
@@ -342,8 +345,9 @@ class _Search:
 
     async def _words(self, texts: Sequence[str], k: int) -> TopK:
         inline = bool(self._request.fields) and k * len(texts) <= INLINE_HITS
-        search = self._of._bm25.search.remote(self._live.ref, texts, k, self._selection, inline)
-        return self._noted(await self._timed("bm25", call(search)))
+        with self._stage("bm25"):
+            search = self._of._bm25.search.remote(self._live.ref, texts, k, self._selection, inline)
+            return self._noted(await call(search))
 
     def _noted(self, answer: Ranked) -> TopK:
         self._ids.update(answer.ids)
@@ -358,9 +362,10 @@ class _Search:
         missing = [row for row in np.unique(rows[rows >= 0]).tolist() if row not in self._passages]
         if not missing:
             return
-        calls = [call(shard.passages.remote(self._live.ref, own)) for shard, own in self._by_owner(missing)]
-        for passages in await self._timed("passages", asyncio.gather(*calls)):
-            self._passages.update(passages)
+        with self._stage("passages"):
+            calls = [call(shard.passages.remote(self._live.ref, own)) for shard, own in self._by_owner(missing)]
+            for passages in await asyncio.gather(*calls):
+                self._passages.update(passages)
 
     def _by_owner(self, rows: Sequence[int]) -> list[tuple[Any, list[int]]]:
         """Each Shard deployment that holds some of `rows`, with those."""
@@ -385,7 +390,8 @@ class _Search:
         heads = [[found for found in line[: reranking.depth] if found.row >= 0] for line in firsts]
         rows = [np.array([found.row for found in head], dtype=np.int64) for head in heads]
         try:
-            ranked = await self._timed("rerank", self._judged(reranking.model, texts, rows))
+            with self._stage("rerank"):
+                ranked = await self._judged(reranking.model, texts, rows)
         except ApiError as failure:
             if self._request.on_rerank_failure == "error":
                 raise
@@ -436,11 +442,13 @@ class _Search:
             hit.metadata = {n: v for n, v in record.items() if n not in own} if "metadata" in fields else None
         return hit
 
-    async def _timed(self, stage: str, work: Awaitable[T]) -> T:
+    @contextmanager
+    def _stage(self, name: str) -> Generator[None]:
+        """Times the block, where it does not raise, and puts a span around it and the calls that it makes."""
         started = time.perf_counter()
-        result = await work
-        self.timings_ms[stage] = round(self.timings_ms.get(stage, 0.0) + _ms_since(started), 3)
-        return result
+        with span(f"raydr.{name}"):
+            yield
+        self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + _ms_since(started), 3)
 
 
 async def call(response: Any) -> Any:

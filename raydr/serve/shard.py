@@ -28,6 +28,7 @@ from raydr.protocols import TopK
 from raydr.serve import metrics
 from raydr.serve.errors import ApiError
 from raydr.serve.schema import SearchRequest
+from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef, VersionCache
 from raydr.types import PASSAGE_ID, TITLE
 
@@ -189,7 +190,8 @@ class Shard:
         for number in self._numbers(part):
             mask = part.mask(number, selection)
             started = time.perf_counter()
-            top = part.reader.shard(number).search(embeddings, k, mask)
+            with span("raydr.faiss", shard=number, queries=len(embeddings), k=k):
+                top = part.reader.shard(number).search(embeddings, k, mask)
             metrics.record_shard_search(number, time.perf_counter() - started)
             tops.append(shift(top, int(part.reader.first_rows[number])))
         # A version with fewer shards than there are deployments leaves some with nothing to search.
@@ -214,7 +216,9 @@ class Bm25:
     def _search(self, part: _Part, texts: Sequence[str], k: int, selection: Selection, inline: bool) -> Ranked:
         masks = [part.mask(number, selection) for number in range(part.reader.num_shards)]
         allowed = None if selection.is_everything else np.concatenate([mask for mask in masks if mask is not None])
-        return part.ranked(part.reader.search_bm25(texts, k, allowed=allowed), inline=inline)
+        with span("raydr.words", queries=len(texts), k=k):
+            top = part.reader.search_bm25(texts, k, allowed=allowed)
+        return part.ranked(top, inline=inline)
 
 
 def open_version(ref: IndexRef) -> _Part:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raydr import series
 from raydr.data.corpus import Corpus
 from raydr.encoders.factory import BuildEncoder
 from raydr.progress import followed
@@ -38,19 +39,13 @@ FILE_OPTIONS = {"use_dictionary": False}
 """How embeddings are written in Parquet: a dictionary of numbers that never repeat takes a fifth more."""
 
 
-class _EmbedActor:
-    """An `Embedder` in a Ray actor, which reports its work as Ray metrics and to the driver's tally."""
+class _EmbedPassages:
+    """An `Embedder` in a Ray actor, which reports its work as time series and to the driver's tally."""
 
     def __init__(self, build_encoder: BuildEncoder, num_threads: int, tally: Any) -> None:
-        from ray.util.metrics import Counter, Gauge
-
         os.environ["OMP_NUM_THREADS"] = str(num_threads)  # Ray would derive it from the CPUs reserved for scheduling
         self._embedder = Embedder(build_encoder)
         self._tally = tally
-        self._passages = Counter("raydr_embed_passages", "Passages embedded.")
-        self._tokens = Counter("raydr_embed_tokens", "Tokens embedded, without padding.")
-        self._seconds = Counter("raydr_embed_seconds", "Seconds spent encoding, summed over actors.")
-        self._padding = Gauge("raydr_embed_padding_share", "Share of the computed tokens that were padding.")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         before, seconds = self._embedder.work, self._embedder.seconds
@@ -59,15 +54,10 @@ class _EmbedActor:
         done = Work(
             after.passages - before.passages, after.tokens - before.tokens, after.padded_tokens - before.padded_tokens
         )
-        counts = {
-            self._passages: done.passages,
-            self._tokens: done.tokens,
-            self._seconds: self._embedder.seconds - seconds,
-        }
-        for counter, value in counts.items():
-            if value > 0:  # Ray refuses zero, and not every encoder counts tokens
-                counter.inc(value)
-        self._padding.set(after.padding_share)
+        series.count("raydr_embed_passages_total", done.passages)
+        series.count("raydr_embed_tokens_total", done.tokens)
+        series.count("raydr_embed_padding_tokens_total", done.padded_tokens - done.tokens)
+        series.count("raydr_embed_seconds_total", self._embedder.seconds - seconds)
         if self._tally is not None:
             self._tally.add.remote(done)
         return result
@@ -96,7 +86,7 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
         require_columns(schema.names if schema is not None else (), NEEDED, stage="embed")
         pool = worker_pool(config, config.nodes())
         return dataset.repartition(target_num_rows_per_block=config.passages_per_block).map_batches(
-            _EmbedActor,
+            _EmbedPassages,
             fn_constructor_args=(build_encoder, pool.num_threads, tally),
             batch_format="pyarrow",
             batch_size=config.passages_per_block,
@@ -150,6 +140,7 @@ def embed_files(
     with ray.data.DataContext.current(context), shown:
         own, files = reach(corpus.passage_files)
         dataset = ray.data.read_parquet(files, columns=columns, filesystem=own)
+        dataset.set_name(f"embed {corpus.name}")  # as the dashboard calls it, and all that follows from it
         embedded_passages = embed_stage(build_encoder, config, tally=tally)(dataset)
         embedded_passages.write_parquet(target, filesystem=filesystem, **FILE_OPTIONS)
     return ray.get(tally.work.remote())

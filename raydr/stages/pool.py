@@ -1,6 +1,6 @@
 """The pool of Ray actors behind a stage that works block by block: as many as fit, without starving what feeds them.
 
-for table in over_pool(blocks, functools.partial(Scorer, ranker), ScoreConfig()): ...
+for table in over_pool(blocks, functools.partial(Scorer, ranker), ScoreConfig(), name="score pairs"): ...
 """
 
 from __future__ import annotations
@@ -70,8 +70,13 @@ class _Worker:
         return self._work(block)
 
 
-def over_pool(blocks: Sequence[pa.Table], build: Callable[[], Work], config: PoolConfig) -> Iterator[pa.Table]:
-    """What the work that `build` makes, once in each actor of a pool, gives for each block; in any order."""
+def over_pool(
+    blocks: Sequence[pa.Table], build: Callable[[], Work], config: PoolConfig, *, name: str
+) -> Iterator[pa.Table]:
+    """What the work that `build` makes, once in each actor of a pool, gives for each block; in any order.
+
+    Ray's dashboard shows it under `name`.
+    """
     import ray.data
 
     pool = worker_pool(config, config.nodes())
@@ -79,7 +84,9 @@ def over_pool(blocks: Sequence[pa.Table], build: Callable[[], Work], config: Poo
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         # Not `from_arrow`, which sends a task of one CPU to look at the tables.
-        done = ray.data.from_blocks(list(blocks)).map_batches(
+        dataset = ray.data.from_blocks(list(blocks))
+        dataset.set_name(name)
+        done = dataset.map_batches(
             _Worker,
             fn_constructor_args=(build, pool.num_threads),
             batch_format="pyarrow",

@@ -29,6 +29,10 @@ class _Worker:
         self._encoder = build_encoder()
         self._refiner = build_refiner(self._encoder) if build_refiner is not None else None
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls it."""
+        return f"query encoder {self._encoder.version}"
+
     def describe(self) -> tuple[str, int]:
         """The encoder's stamp, and how many feedback passages the refiner wants (0: no refiner)."""
         return self._encoder.version, self._refiner.num_feedback if self._refiner is not None else 0

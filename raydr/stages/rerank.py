@@ -24,6 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raydr import series
 from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.encoders.factory import build_reranker
@@ -87,7 +88,7 @@ def rerank_run(
         write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer,
         Progress("rerank", total=len(heads), unit="query") as progress,
     ):
-        tables = over_pool(blocks, build, config) if use_ray else map(build(), blocks)
+        tables = over_pool(blocks, build, config, name=f"rerank {out.parent.name}") if use_ray else map(build(), blocks)
         found: dict[str, list[Hit]] = {}
         for table in tables:
             for row in table.to_pylist():
@@ -130,7 +131,9 @@ class _Reranker:
         rows = block.to_pylist()
         lists = [(Query(row[QUERY_ID], row[TEXT]), list(map(Hit, row["passage_ids"], row["scores"]))) for row in rows]
         passages = self._passages({hit.passage_id for _, hits in lists for hit in hits})
-        ranked = rerank_lists(self._reranker, lists, passages)
+        with series.timed("raydr_rerank_seconds_total"):
+            ranked = rerank_lists(self._reranker, lists, passages)
+        series.count("raydr_rerank_lists_total", len(lists))
         heads = [_head(q.query_id, q.text, hits) for (q, _), hits in zip(lists, ranked, strict=True)]
         return pa.Table.from_pylist(heads, schema=_LISTS)
 

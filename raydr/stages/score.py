@@ -71,7 +71,7 @@ def score_examples(
     ):
         num_right = num_pairs = 0
         build = functools.partial(_Scorer, ranker, examples.artifact.path.resolve())
-        tables = over_pool(blocks, build, config) if use_ray else map(build(), blocks)
+        tables = over_pool(blocks, build, config, name=f"score {out.parent.name}") if use_ray else map(build(), blocks)
         for table in tables:
             file.write_table(table)
             for row, own in zip(table["row"].to_pylist(), table["scores"].to_pylist(), strict=True):

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
 
+from raydr import series
 from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.data.corpus import Corpus
@@ -91,7 +92,9 @@ def search_corpus(
         with Progress("search", total=len(queries), unit="query") as progress:
             for first in range(0, len(queries), config.query_batch):
                 block = queries[first : first + config.query_batch]
-                table.write(searcher.hits(block, reranker))
+                with series.timed("raydr_search_seconds_total", mode=config.mode):
+                    table.write(searcher.hits(block, reranker))
+                series.count("raydr_search_queries_total", len(block), mode=config.mode)
                 progress.update(len(block))
         search_s = time.perf_counter() - start
         writer.counts.update(queries=len(queries), hits=table.num_hits, unanswered=len(queries) - table.num_answered)

@@ -97,12 +97,17 @@ def stream(
         own = [share(batch, worker_rank, num_workers) for batch in planned]
         if not own:
             return
-        rows = _on_ray(own, tokenizer, path) if on_ray else (tokenized(groups, tokenizer, path) for groups in own)
+        if on_ray:
+            rows = _on_ray(own, tokenizer, path, name=f"batches of training worker {worker_rank}")
+        else:
+            rows = (tokenized(groups, tokenizer, path) for groups in own)
         for row in rows:
             yield to_batch(row, tokenizer.pad_id, multiple_of=multiple_of)
 
 
-def _on_ray(batches: list[list[Group]], tokenizer: GroupTokenizer, path: Path) -> Iterator[dict[str, Any]]:
+def _on_ray(
+    batches: list[list[Group]], tokenizer: GroupTokenizer, path: Path, *, name: str
+) -> Iterator[dict[str, Any]]:
     import ray.data
 
     context = ray.data.DataContext.get_current().copy()
@@ -114,7 +119,9 @@ def _on_ray(batches: list[list[Group]], tokenizer: GroupTokenizer, path: Path) -
 
     with ray.data.DataContext.current(context):
         # Not `from_arrow`, which sends a task of one CPU to look at the tables.
-        dataset = ray.data.from_blocks(blocks).map_batches(
+        source = ray.data.from_blocks(blocks)
+        source.set_name(name)
+        dataset = source.map_batches(
             _Tokenize,
             fn_constructor_args=(tokenizer, path),
             batch_format="pyarrow",

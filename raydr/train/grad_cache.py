@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raydr import series
 from raydr.train.distributed import join, join_labels, join_tokens, most_of_all_workers, num_workers
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Tokens, TrainBatch
 
@@ -118,7 +119,10 @@ class _Plan:
         self._order = torch.argsort(lengths, stable=True)
         self._tokens = Tokens(tokens.ids[self._order], None if tokens.mask is None else tokens.mask[self._order])
         most = chunk_tokens or _BUCKET_TOKENS[tokens.ids.device.type]
-        self._bounds = list(_cut(lengths[self._order].tolist(), most))
+        widths = lengths[self._order].tolist()
+        self._bounds = list(_cut(widths, most))
+        computed = sum((end - start) * widths[end - 1] for start, end in self._bounds)
+        series.count("raydr_train_padding_tokens_total", computed - sum(widths))
         # Each pass is one of all workers in ZeRO 2 and 3, so all make the same number of them.
         _split_into(self._bounds, most_of_all_workers(len(self._bounds), lengths.device))
         self._states: list[tuple[Tensor, Tensor | None]] = []

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raydr import series
 from raydr.artifacts import bring
 from raydr.config import Component, Config
 from raydr.data.examples import ExampleSet
@@ -152,6 +153,9 @@ class _Training:
         while self.step < self.config.max_steps and not self._is_out_of_patience():
             metrics = self._one_step(batches)
             self.step += 1
+            if not self.worker_rank:
+                series.count("raydr_train_steps_total")
+                series.set_to("raydr_train_loss", metrics["loss"])
             tokens, seen = tokens + int(metrics.pop("tokens")), seen + 1
             since_report_s = metrics.pop("since_report_s")
             measured = self._evaluate() if self._is_time(self.config.evaluate_every) else {}
@@ -161,7 +165,8 @@ class _Training:
                 self._log({**metrics, "steps_per_s": seen / seconds, "tokens_per_s": tokens / seconds})
                 started, tokens, seen = time.perf_counter(), 0, 0
             if self._is_time(self.config.checkpoint_every) or self._is_out_of_patience():
-                self._checkpoint({**metrics, **measured})
+                with series.timed("raydr_train_seconds_total", phase="checkpoint"):
+                    self._checkpoint({**metrics, **measured})
             elif measured or (is_logged and since_report_s >= self.report_every_s):  # else it would wait
                 self._report({**metrics, **measured})
 
@@ -177,18 +182,23 @@ class _Training:
         totals: dict[str, float] = {"since_report_s": time.perf_counter() - self.reported_at}
         done: list[tuple[Any, float]] = []
         for _ in range(self.config.accumulation_steps):
-            batch = next(batches)
-            output = self._backward(batch, weight)
+            with series.timed("raydr_train_seconds_total", phase="data"):
+                batch = next(batches)
+            with series.timed("raydr_train_seconds_total", phase="step"):
+                output = self._backward(batch, weight)
+            series.count("raydr_train_examples_total", len(batch.names))
             done.append((batch, float(output.loss)))
             figures = {"loss": done[-1][1], "tokens": _num_tokens(batch), **output.metrics}
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * (1 if name == "tokens" else weight)
+        series.count("raydr_train_tokens_total", totals["tokens"])
         means = mean_over_workers(totals)
         means["tokens"] *= self.num_workers
         if not math.isfinite(means["loss"]):  # the mean over workers, so that all of them see it and stop together
             self._stop_at_nan("loss", done)
         means["learning_rate"] = self.config.learning_rate_at(self.step)
-        norm = self.engine.step(means["learning_rate"])
+        with series.timed("raydr_train_seconds_total", phase="step"):
+            norm = self.engine.step(means["learning_rate"])
         if norm is not None and not math.isfinite(norm):  # of all workers' gradients
             self._stop_at_nan("gradient", done)
         return means if norm is None else {**means, "gradient_norm": norm}
@@ -228,7 +238,9 @@ class _Training:
 
         if self.dev is None:
             return {}
-        measured = {f"dev_{name}": value for name, value in evaluate(self.engine, self.dev, self.tokenizer).items()}
+        with series.timed("raydr_train_seconds_total", phase="evaluate"):
+            found = evaluate(self.engine, self.dev, self.tokenizer)
+        measured = {f"dev_{name}": value for name, value in found.items()}
         value = measured[f"dev_{self.config.metric}"]
         self._log(measured)
         if self.best is None or value > self.best:

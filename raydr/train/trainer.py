@@ -16,6 +16,7 @@ handed on is a plain checkpoint folder. A setting that the training would silent
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -23,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raydr import runtime
 from raydr.artifacts import (
     Artifact,
     artifact_of,
@@ -163,6 +165,8 @@ def _fit(job: Job, storage: Path) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    if runtime.connect():  # there is a dashboard, whose page on Ray Train is empty without
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     _find_room(job.train)
     api: Any = ray.train  # whose names are annotated as those of two generations of Ray Train
     config = job.train
@@ -183,9 +187,9 @@ def _fit(job: Job, storage: Path) -> Any:
             resources_per_worker=resources,
             label_selector=config.labels or None,
         ),
-        # The same name in the same storage is how Ray Train knows a run that was interrupted.
+        # The same name in the same storage is how Ray Train knows a run that was interrupted; the dashboard has it too.
         run_config=api.RunConfig(
-            name=f"train-{job.out.name}",
+            name=f"{job.out.parent.name}-{job.out.name}",
             storage_path=kept_at,
             storage_filesystem=filesystem,
             failure_config=api.FailureConfig(max_failures=config.max_failures),
@@ -210,9 +214,6 @@ def _find_room(config: TrainConfig) -> None:
     """Raises `ConfigError` where the workers do not fit a cluster that nobody will enlarge, the one started here; says
     what is waited for on another one.
     """
-    from raydr import runtime
-
-    runtime.connect()
     nodes = config.nodes()
     room = sum(_fitting(node, config) for node in nodes)
     if room >= config.num_workers:

@@ -41,7 +41,7 @@ VALUES = read_values()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RAY = next(str(need.specifier) for line in PROJECT["dependencies"] if (need := Requirement(line)).name == "ray")[2:]
 FILES = sorted(rendered(VALUES))
-MANIFESTS = [name for name in FILES if not name.startswith("ray-up")]
+MANIFESTS = [name for name in FILES if not name.startswith(("ray-up", "pod-monitor", "prometheus", "grafana"))]
 RAY_MANIFESTS = [name for name in MANIFESTS if name.startswith("ray-")]
 JOBS = [name for name in FILES if name.startswith("ray-job")]
 SERVICES = [name for name in FILES if name.startswith("ray-service")]
@@ -94,11 +94,12 @@ def wrong_with(document: dict[str, Any]) -> list[str]:
 def test_committed_files_are_what_the_templates_give(name):
     fresh = rendered(VALUES)[name]
     assert (HERE / name).read_text(encoding="utf-8") == fresh, "run: python cluster/render.py"
-    assert max(map(len, fresh.splitlines())) <= 120
+    assert name.endswith(".json") or max(map(len, fresh.splitlines())) <= 120
 
 
 def test_no_manifest_is_left_over():
-    assert {file.name for file in HERE.glob("*.yaml")} - {"values.yaml", "secrets.yaml"} == set(FILES)
+    found = {file.name for kind in ("*.yaml", "*.json") for file in HERE.glob(kind)}
+    assert found - {"values.yaml", "secrets.yaml"} == set(FILES)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -184,6 +185,22 @@ def test_what_is_named_exists():
         secrets = re.findall(r"secretName: ([\w-]+)|secret(?:KeyRef|Ref): \{name: ([\w-]+)", text)
         assert {("Secret", a or b) for a, b in secrets} <= shared
         assert {("Service", host) for host in re.findall(r"redisAddress: (\w+):", text)} <= shared
+
+
+def test_the_pod_monitor_asks_every_pod_for_ports_it_has():
+    """Its kind is the Prometheus operator's, of which there is no schema here."""
+    (monitor,) = documents("pod-monitor.yaml")
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    assert monitor["metadata"]["namespace"] == VALUES["namespace"]
+    assert monitor["spec"].keys() == {"jobLabel", "selector", "podMetricsEndpoints"}
+    asked = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    open_to_it = {8080, 44217, 44227}
+    for name in RAY_MANIFESTS:
+        (head,) = cluster_of(documents(name)[0])["headGroupSpec"]["template"]["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+        assert {ports[port] for port in asked} == open_to_it
+    policies = [rule for d in documents("namespace.yaml") for rule in d.get("spec", {}).get("ingress", [])]
+    assert any({port["port"] for port in rule.get("ports", [])} == open_to_it for rule in policies)
 
 
 def test_no_secret_is_committed():
