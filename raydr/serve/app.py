@@ -44,6 +44,8 @@ logger = logging.getLogger("ray.serve")
 # config overrides every one of these.
 _LIGHT = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 64, "max_queued_requests": 256}
 _OVERLOAD = {"status_code": 429, "retry_after_s": 1}
+# A dead replica is replaced when a check finds it: Serve's own 10 s would be most of the time that callers wait.
+_HEALTH_CHECK_PERIOD_S = 2
 
 
 class IngressSettings(Config):
@@ -176,5 +178,7 @@ def _check_filters_of(api_keys: Sequence[ApiKey], reader: IndexReader) -> None:
 
 
 def _deployed(part: type, *bound: Any, **options: Any) -> Application:
-    made: Any = serve.deployment(part, backpressure_config=_OVERLOAD, **options)
+    made: Any = serve.deployment(
+        part, backpressure_config=_OVERLOAD, health_check_period_s=_HEALTH_CHECK_PERIOD_S, **options
+    )
     return made.bind(*bound)

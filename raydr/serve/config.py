@@ -90,6 +90,9 @@ class Limits(Config):
     """Most texts in one embeddings request."""
     documents: int = Field(default=1000, ge=1)
     """Most documents in one rerank request, and most hits reordered per query of a search."""
+    shard_timeout_s: float | None = Field(default=None, gt=0)
+    """A search waits so long for each answer of a shard, and of the word side; then it fails with 503, or does without
+    the shard, as it asked. Less than `request_timeout_s`; null: a sixth of it."""
     rerank_timeout_s: float | None = Field(default=None, gt=0)
     """A search waits so long for its rerankers, those of feedback included; then it fails or keeps the first order, as
     it asked. Shorter than `request_timeout_s`, which leaves no time to answer; null: two thirds of it."""
@@ -109,7 +112,17 @@ class Limits(Config):
                 f"rerank_timeout_s ({self.judging_s:g}) must be less than request_timeout_s "
                 f"({self.request_timeout_s:g}), or no search could keep its first order when a reranker is slow"
             )
+        if self.answering_s >= self.request_timeout_s:
+            raise ValueError(
+                f"shard_timeout_s ({self.answering_s:g}) must be less than request_timeout_s "
+                f"({self.request_timeout_s:g}), or no search could answer without a shard that is slow"
+            )
         return self
+
+    @property
+    def answering_s(self) -> float:
+        """Seconds that a search waits for each answer of a shard."""
+        return self.request_timeout_s / 6 if self.shard_timeout_s is None else self.shard_timeout_s
 
     @property
     def judging_s(self) -> float:

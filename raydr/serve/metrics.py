@@ -17,6 +17,7 @@ lengths of handles and replicas are Serve's own series
 | raydr_batch_wait_ms, raydr_encode_queue_length | side | how long a text waited for its batch; how many wait |
 | raydr_index_info | index_version, encoder_version | 1 for the live version, 0 for one swapped out |
 | raydr_index_swaps_total | outcome | swaps done and failed |
+| raydr_shard_failures_total | shard, code | calls of a search that a Shard deployment (by number) did not answer |
 | raydr_rerank_failures_total | reranker, code | searches whose reranker did not answer |
 """
 
@@ -52,6 +53,9 @@ def _metrics() -> dict[str, Any]:
         "queue": Gauge("raydr_encode_queue_length", "Requests waiting for the encoder."),
         "index": Gauge("raydr_index_info", "1: live.", tag_keys=("index_version", "encoder_version")),
         "swaps": Counter("raydr_index_swaps_total", "Index swaps.", tag_keys=("outcome",)),
+        "shard_failures": Counter(
+            "raydr_shard_failures_total", "Calls that a shard did not answer.", tag_keys=("shard", "code")
+        ),
         "rerank_failures": Counter(
             "raydr_rerank_failures_total", "Searches whose reranker did not answer.", tag_keys=("reranker", "code")
         ),
@@ -96,6 +100,10 @@ def record_live_index(index_version: str, encoder_version: str, *, live: bool) -
 
 def record_rerank_failure(reranker: str, code: str) -> None:
     _metrics()["rerank_failures"].inc(tags={"reranker": reranker, "code": code})
+
+
+def record_shard_failure(shard: int, code: str) -> None:
+    _metrics()["shard_failures"].inc(tags={"shard": str(shard), "code": code})
 
 
 def record_swap(outcome: str) -> None:

@@ -85,7 +85,8 @@ class Door:
             except ApiError as error:
                 await response.answer(error, scope, receive)
             except TimeoutError:
-                timeout = ApiError(504, "timeout", f"no answer within {self._limits.request_timeout_s:g} s")
+                message = f"no answer within {self._limits.request_timeout_s:g} s"
+                timeout = ApiError(504, "timeout", message, retry_after_s=1.0)
                 await response.answer(timeout, scope, receive)
             except Exception as error:  # noqa: BLE001 (the last line of defence: logged, and answered without details)
                 failure = internal_error(error, state["request_id"])

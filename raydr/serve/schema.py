@@ -100,6 +100,8 @@ class SearchRequest(Shape):
     on_rerank_failure: Literal["error", "keep_order"] = "error"
     """What a reranker that does not answer means: an error, or the first order (and the first embedding), marked in
     the answer."""
+    on_shard_failure: Literal["error", "partial"] = "error"
+    """What a shard that does not answer means: an error, or the hits of the others, marked in the answer."""
     fields: list[HitField] = Field(default=["title", "text", "highlights", "metadata"])
     """What a hit carries beside `id` and `score`."""
 
@@ -189,6 +191,16 @@ class Feedback(Answer):
     """Why it was not applied."""
 
 
+class MissingShard(Answer):
+    """A shard of the index that did not answer."""
+
+    shard: int
+    """Its number in the index."""
+    num_passages: int
+    """How many passages it holds; none of them can be among the hits."""
+    reason: str
+
+
 class SearchAnswer(Answer):
     """`query` and `hits` answer a single query, `results` a list of queries; the other one is left out."""
 
@@ -204,6 +216,9 @@ class SearchAnswer(Answer):
     results: list[QueryResult] | None = None
     reranking: Reranking | None = None
     feedback: Feedback | None = None
+    partial: Literal[True] | None = None
+    """True where shards are missing; else it is left out."""
+    missing_shards: list[MissingShard] | None = None
     timings_ms: dict[str, float]
     """Wall time of each stage that ran; `total` is the time in the server."""
 

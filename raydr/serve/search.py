@@ -4,7 +4,8 @@ Notable: it lives in the Ingress replica, so a search costs one hop to the encod
 same time), and the passages of a short list ride along with the shards' answers. A request takes the live version once,
 at its start, and names it in every call it makes: what it returns comes from one index and its own encoder, also when
 the live version changes in between. A new version goes live only after every replica of every deployment has loaded
-it; if that fails, the old one stays and the reason is in the log and in `/ready`.
+it; if that fails, the old one stays and the reason is in the log and in `/ready`. A search goes on without the shards
+that do not answer where its request says so, and says what it lacks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,14 +24,17 @@ from jaxtyping import Float32, Int64
 from raydr.errors import RaydrError
 from raydr.index.fusion import fuse
 from raydr.index.topk import merge
+from raydr.index.topk import order as ordered
 from raydr.protocols import TopK
 from raydr.serve import metrics
 from raydr.serve.config import AppArgs
 from raydr.serve.encoder import EncoderInfo
 from raydr.serve.errors import ApiError
+from raydr.serve.fanout import Fanout, ask, ask_within, call
 from raydr.serve.highlight import highlight
 from raydr.serve.schema import (
     Feedback,
+    MissingShard,
     Mode,
     ModelCard,
     ModelList,
@@ -161,7 +165,7 @@ class Searcher:
         self, texts: Sequence[str] | Sequence[Sequence[int]], side: str, *, request_id: str
     ) -> tuple[Float32[np.ndarray, "text dim"], int, str]:
         live = self._require_live()
-        encoded = await call(self._encoder.encode_counted.remote(live.ref, texts, side, request_id=request_id))
+        encoded = await ask(self._encoder.encode_counted, live.ref, texts, side, request_id=request_id)
         return encoded.embeddings, encoded.num_tokens, self._model_name(live)
 
     def reranker_name(self, asked: str | None, *, param: str = "model") -> str:
@@ -208,6 +212,8 @@ class Searcher:
             results=None if single else results,
             reranking=search.reranking,
             feedback=search.feedback,
+            partial=True if search.missing else None,
+            missing_shards=search.missing or None,
             timings_ms=search.timings_ms,
         )
 
@@ -241,6 +247,9 @@ class _Search:
         self._request = request
         self._request_id = request_id
         self._selection = Selection.of(request, required)
+        self._limit_s = searcher._args.limits.answering_s
+        self._fanout = Fanout(searcher._shards, live.index, limit_s=self._limit_s, on_failure=request.on_shard_failure)
+        self.missing: list[MissingShard] = []
         self._ids: dict[int, str] = {}
         self._passages: dict[int, dict[str, Any]] = {}
         self.reranking: Reranking | None = None
@@ -269,6 +278,8 @@ class _Search:
         lists = [[found for found in line if found.row >= 0][: self._request.k] for line in lists]
         if fields:
             await self._fetch(np.array([found.row for line in lists for found in line], dtype=np.int64))
+            lists = [[found for found in line if found.row in self._passages] for line in lists]
+        self.missing = self._fanout.missing()
         results = [
             QueryResult(query=text, hits=[self._hit(text, found, fields) for found in line])
             for text, line in zip(texts, lists, strict=True)
@@ -283,13 +294,15 @@ class _Search:
         if self._request.mode == "bm25":
             return await self._words(texts, k)
         candidates = max(k, self._of._args.candidates)
-        parts = await asyncio.gather(self._dense(texts, candidates), self._words(texts, candidates))
-        return fuse(parts, self._of._args.fusion, k, self._ids_of)
+        dense, words = await asyncio.gather(self._dense(texts, candidates), self._words(texts, candidates))
+        if self._fanout.is_partial:
+            words = ordered(TopK(words.scores, self._fanout.present(words.rows)), candidates, self._ids_of)
+        return fuse([dense, words], self._of._args.fusion, k, self._ids_of)
 
     async def _dense(self, texts: Sequence[str], k: int) -> TopK:
-        encode = self._of._encoder.encode.remote
         with self._stage("encode"):
-            embeddings = await call(encode(self._live.ref, texts, "query", request_id=self._request_id))
+            encode = self._of._encoder.encode
+            embeddings = await ask(encode, self._live.ref, texts, "query", request_id=self._request_id)
         if self._live.encoder.num_feedback:
             with self._stage("refine"):
                 embeddings = await self._refined(texts, embeddings)
@@ -303,16 +316,19 @@ class _Search:
         """Pseudo-relevance feedback: a first search, whose passages improve the embeddings."""
         first = await self._shards(embeddings, self._live.encoder.num_feedback, len(texts))
         await self._fetch(first.rows)
+        known = self._passages
         feedback = [
-            [(Hit(self._ids[row], score), self._passage(row)) for row, score in zip(rows, scores) if row >= 0]
+            [(Hit(self._ids[row], score), self._passage(row)) for row, score in zip(rows, scores) if row in known]
             for rows, scores in zip(first.rows.tolist(), first.scores.tolist(), strict=True)
         ]
-        return await call(self._of._encoder.refine.remote(self._live.ref, texts, embeddings, feedback))
+        return await ask(self._of._encoder.refine, self._live.ref, texts, embeddings, feedback)
 
     async def _moved(self, texts: Sequence[str], embeddings: np.ndarray, feedback: Feedback) -> np.ndarray:
         """Relevance feedback: what rerankers say of a first search's hits moves the embeddings."""
         first = await self._shards(embeddings, feedback.depth, len(texts))
-        rows = [line[line >= 0] for line in first.rows]
+        await self._fetch(first.rows)
+        present = np.isin(first.rows, list(self._passages))
+        rows = [line[own] for line, own in zip(first.rows, present, strict=True)]
         names = {"scores": feedback.scores, "order": feedback.order}
         judges = {side: name for side, name in names.items() if name is not None}
         try:
@@ -323,31 +339,37 @@ class _Search:
             self.feedback = feedback.model_copy(update={"applied": False, "reason": failure.message})
             return embeddings
         vectors = await self._vectors(rows)
-        scores = [line[: len(own)].tolist() for line, own in zip(first.scores, rows, strict=True)]
+        if vectors is None:
+            reason = "a shard did not answer with the embeddings of its hits"
+            self.feedback = feedback.model_copy(update={"applied": False, "reason": reason})
+            return embeddings
+        scores = [line[own].tolist() for line, own in zip(first.scores, present, strict=True)]
         judged = dict(zip(judges, opinions, strict=True))
-        return await call(self._of._encoder.move.remote(embeddings, vectors, scores, self._of._args.feedback, judged))
+        return await ask(self._of._encoder.move, embeddings, vectors, scores, self._of._args.feedback, judged)
 
-    async def _vectors(self, rows: Sequence[Int64[np.ndarray, " hit"]]) -> list[Float32[np.ndarray, "hit dim"]]:
-        """The index's embeddings of each query's hits."""
+    async def _vectors(self, rows: Sequence[Int64[np.ndarray, " hit"]]) -> list[Float32[np.ndarray, "hit dim"]] | None:
+        """The index's embeddings of each query's hits; None where a shard is missing that has some of them."""
         wanted = np.unique(np.concatenate(rows))
         vectors = np.empty((len(wanted), self._live.index.dim), dtype=np.float32)
-        parts = self._by_owner(wanted.tolist())
-        answers = await asyncio.gather(*(call(shard.embeddings.remote(self._live.ref, own)) for shard, own in parts))
-        for (_, own), found in zip(parts, answers, strict=True):
-            vectors[np.searchsorted(wanted, own)] = found
+        parts = self._fanout.by_owner(wanted.tolist())
+        answers = await self._fanout.ask("embeddings", {number: (self._live.ref, own) for number, own in parts.items()})
+        if len(answers) < len(parts):
+            return None
+        for number, found in answers.items():
+            vectors[np.searchsorted(wanted, parts[number])] = found
         return [vectors[np.searchsorted(wanted, own)] for own in rows]
 
     async def _shards(self, embeddings: np.ndarray, k: int, num_queries: int) -> TopK:
         inline = bool(self._request.fields) and k * num_queries <= INLINE_HITS
-        ref, selection = self._live.ref, self._selection
-        answers = [call(shard.search.remote(ref, embeddings, k, selection, inline)) for shard in self._of._shards]
-        return merge([self._noted(answer) for answer in await asyncio.gather(*answers)], k, self._ids_of)
+        arguments = (self._live.ref, embeddings, k, self._selection, inline)
+        answers = await self._fanout.ask("search", dict.fromkeys(self._fanout.numbers, arguments))
+        return merge([self._noted(answer) for answer in answers.values()], k, self._ids_of)
 
     async def _words(self, texts: Sequence[str], k: int) -> TopK:
         inline = bool(self._request.fields) and k * len(texts) <= INLINE_HITS
+        arguments = (self._live.ref, texts, k, self._selection, inline)
         with self._stage("bm25"):
-            search = self._of._bm25.search.remote(self._live.ref, texts, k, self._selection, inline)
-            return self._noted(await call(search))
+            return self._noted(await ask_within(self._limit_s, "the word side", self._of._bm25.search, *arguments))
 
     def _noted(self, answer: Ranked) -> TopK:
         self._ids.update(answer.ids)
@@ -362,19 +384,10 @@ class _Search:
         missing = [row for row in np.unique(rows[rows >= 0]).tolist() if row not in self._passages]
         if not missing:
             return
+        arguments = {number: (self._live.ref, own) for number, own in self._fanout.by_owner(missing).items()}
         with self._stage("passages"):
-            calls = [call(shard.passages.remote(self._live.ref, own)) for shard, own in self._by_owner(missing)]
-            for passages in await asyncio.gather(*calls):
+            for passages in (await self._fanout.ask("passages", arguments)).values():
                 self._passages.update(passages)
-
-    def _by_owner(self, rows: Sequence[int]) -> list[tuple[Any, list[int]]]:
-        """Each Shard deployment that holds some of `rows`, with those."""
-        owners = self._live.index.shards_of(rows) % len(self._of._shards)
-        return [
-            (shard, [row for row, owner in zip(rows, owners, strict=True) if owner == number])
-            for number, shard in enumerate(self._of._shards)
-            if number in owners
-        ]
 
     def _passage(self, row: int) -> Passage:
         record = self._passages[row]
@@ -387,7 +400,8 @@ class _Search:
     async def _reranked(self, texts: Sequence[str], top: TopK, reranking: Reranking) -> list[list[_Found]]:
         """Each query's first `depth` hits in the reranker's order and with its scores, the others behind them."""
         firsts = _found(top)
-        heads = [[found for found in line[: reranking.depth] if found.row >= 0] for line in firsts]
+        await self._fetch(top.rows[:, : reranking.depth])
+        heads = [[found for found in line[: reranking.depth] if found.row in self._passages] for line in firsts]
         rows = [np.array([found.row for found in head], dtype=np.int64) for head in heads]
         try:
             with self._stage("rerank"):
@@ -400,14 +414,16 @@ class _Search:
         lists = []
         for line, head, order in zip(firsts, heads, ranked, strict=True):
             new = [head[place]._replace(score=score, retrieval_score=head[place].score) for place, score in order]
-            lists.append([*new, *line[len(head) :]])
+            lists.append([*new, *line[reranking.depth :]])
         return lists
 
     async def _judged(
         self, name: str, texts: Sequence[str], rows: Sequence[Int64[np.ndarray, " hit"]]
     ) -> list[list[tuple[int, float]]]:
-        """What the reranker `name` makes of each query's rows: (place, score), best first. Raises `ApiError`."""
-        await self._fetch(np.concatenate(rows))
+        """What the reranker `name` makes of each query's rows, whose passages are here: (place, score), best first.
+
+        Raises `ApiError`.
+        """
         rerank = self._of._rerankers[name].rerank.remote
         lists = [[self._passage(row) for row in own.tolist()] for own in rows]
         limit_s = self._of._args.limits.judging_s
@@ -449,28 +465,6 @@ class _Search:
         with span(f"raydr.{name}"):
             yield
         self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + _ms_since(started), 3)
-
-
-async def call(response: Any) -> Any:
-    """The result of a deployment call; what Serve reports about it becomes an error a caller understands."""
-    from ray.exceptions import RayActorError, RayTaskError
-    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-
-    try:
-        return await response
-    except BackPressureError:
-        raise ApiError(429, "overloaded", "this server is at its limit; try again shortly", retry_after_s=1.0) from None
-    except (DeploymentUnavailableError, RayActorError) as error:
-        logger.warning("a deployment did not answer: %s", error)
-        raise ApiError(503, "unavailable", "a part of this server is restarting", retry_after_s=1.0) from None
-    except RayTaskError as error:
-        if isinstance(error.cause, ApiError):
-            raise error.cause from None
-        raise
-    except asyncio.CancelledError:
-        cancel: Callable[[], None] = getattr(response, "cancel", lambda: None)
-        cancel()
-        raise
 
 
 def _check_required(index: IndexInfo, required: Mapping[str, Any]) -> None:

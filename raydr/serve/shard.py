@@ -61,7 +61,7 @@ class IndexInfo:
         except FilterError as error:
             raise ApiError(422, "invalid_filter", str(error), param=f"filters.{error.field}") from None
 
-    def shards_of(self, rows: Sequence[int]) -> Int64[np.ndarray, " row"]:
+    def shards_of(self, rows: Sequence[int] | Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
         return np.searchsorted(self.first_rows, rows, side="right") - 1
 
 

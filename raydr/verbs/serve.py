@@ -77,6 +77,9 @@ def prefer_few_hops() -> None:
         os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")  # of no use without HAProxy in front
         return
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    # A replica that dies before it has answered leaves its requests to another one: all of raydr's only read.
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")  # three that fail, and HAProxy is replaced
     for name in ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT"):
         os.environ.setdefault(name, str(_free_port()))  # fixed ports would let only one server start on a machine
 

@@ -21,11 +21,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from raydr.serve.errors import ApiError
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.browser]
@@ -92,8 +94,26 @@ def failing_site(index: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def halved_site(index: Path) -> Iterator[str]:
+    """The same without its second shard."""
+    with site_in_process(index, lost=1) as address:
+        yield address
+
+
+class Lost:
+    """The handle of a Shard deployment whose replica came up and then died for good."""
+
+    def __init__(self, handle: Any) -> None:
+        self.prepare, self.broadcast = handle.prepare, handle.broadcast
+        self.search = SimpleNamespace(remote=self._search)
+
+    async def _search(self, *_: Any) -> None:
+        raise ApiError(503, "unavailable", "a part of this server is restarting", retry_after_s=1.0)
+
+
 @contextmanager
-def site_in_process(index: Path, **args: Any) -> Iterator[str]:
+def site_in_process(index: Path, *, lost: int | None = None, **args: Any) -> Iterator[str]:
     """Without Ray, since a second encoder does not fit two CPUs."""
     import uvicorn
 
@@ -102,7 +122,9 @@ def site_in_process(index: Path, **args: Any) -> Iterator[str]:
     from raydr.serve.http import build_http
 
     settings = AppArgs.model_validate({"index": index, **args})
-    searcher = colocated_searcher(settings)
+    searcher = colocated_searcher(settings, num_shard_deployments=2)
+    if lost is not None:
+        searcher._shards[lost] = Lost(searcher._shards[lost])
     app = build_http(searcher, settings)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
@@ -217,6 +239,18 @@ def test_a_reranker_that_fails_leaves_the_first_order_and_says_so(page, failing_
     page.get_by_role("heading", name="Not reranked").wait_for()
     assert "has stopped" in page.locator("#notice").inner_text()
     assert hit_ids(page) == [hit["id"] for hit in ask(failing_site, query="needle of a compass")]
+
+
+def test_a_shard_that_fails_leaves_the_hits_of_the_others_and_says_so(page, halved_site):
+    page.goto(f"{halved_site}?q=needle+of+a+compass")
+    page.get_by_role("heading", name="Not everything was searched").wait_for()
+    body = {"query": "needle of a compass", "on_shard_failure": "partial"}
+    answer = httpx.post(f"{halved_site}v1/search", json=body, timeout=30).json()
+    (missing,) = answer["missing_shards"]
+    shown = page.locator("#notice").inner_text()
+    assert f"Shard 1 did not answer, so {missing['num_passages']} passages are not among these results." in shown
+    assert hit_ids(page) == [hit["id"] for hit in answer["hits"]]
+    assert page.get_by_role("button", name="Try again").is_enabled()
 
 
 def test_a_link_is_a_search_and_back_returns_to_the_one_before(page, site):

@@ -18,7 +18,7 @@ export class ApiError extends Error {
 
 /** The answer of POST /v1/search to one query. */
 export async function search({ query, mode, k, rerank, filters }, signal) {
-  const body = { query, mode, k };
+  const body = { query, mode, k, on_shard_failure: "partial" };
   if (rerank) Object.assign(body, { rerank: true, reranker: rerank, on_rerank_failure: "keep_order" });
   if (Object.keys(filters).length) body.filters = filters;
   return call("v1/search", { method: "POST", body: JSON.stringify(body), signal });

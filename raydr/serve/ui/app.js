@@ -75,15 +75,27 @@ function showAnswer(answer, roundTripMs) {
     $("results").focus(); // the pressed chip goes away with its result
   };
   $("results").replaceChildren(...hits.map((hit, i) => hitElement(hit, i + 1, onFilter)));
-  if (answer.reranking && !answer.reranking.applied) {
-    notice($("notice"), "Not reranked", `${answer.reranking.reason}. These are the hits in their first order.`);
-  }
-  if (!hits.length) {
+  const notReranked = answer.reranking && !answer.reranking.applied
+    ? `${answer.reranking.reason}. These are the hits in their first order.` : "";
+  if (answer.partial) {
+    const sentence = `${missing(answer.missing_shards)} ${notReranked}`.trim();
+    notice($("notice"), "Not everything was searched", sentence, retryButton(0), "error");
+    $("status").textContent += `. ${sentence}`;
+  } else if (notReranked) {
+    notice($("notice"), "Not reranked", notReranked);
+  } else if (!hits.length) {
     const filtered = Object.keys(state.filters).length > 0;
     notice($("notice"), "Nothing found", filtered
       ? "Nothing passes the filters above. Take one away and search again."
       : "No passage matches this query. BM25 needs a word in common; dense mode goes by meaning.");
   }
+}
+
+/** What an answer lacks, in a sentence. */
+function missing(shards) {
+  const count = shards.reduce((sum, shard) => sum + shard.num_passages, 0).toLocaleString("en");
+  const names = shards.length === 1 ? `Shard ${shards[0].shard}` : `Shards ${shards.map(({ shard }) => shard).join(", ")}`;
+  return `${names} did not answer, so ${count} passages are not among these results.`;
 }
 
 function showError(error) {
