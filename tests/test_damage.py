@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,6 +123,21 @@ def test_no_bit_of_a_manifest_changes_unseen(made, tmp_path):
         manifest.write_bytes(wrong)
         with pytest.raises(ArtifactError, match=r"manifest\.json: not a raydr manifest"):
             open_artifact(tmp_path / "search")
+
+
+@pytest.mark.parametrize("name", ["shards/00000/vectors.faiss", "shards/00001/passages.arrow"])
+def test_a_replica_does_not_become_ready_with_a_damaged_shard(made, name):
+    from raydr.serve.shard import Shard, read_index_info
+
+    ref = read_index_info(str(made / "index")).ref
+    assert asyncio.run(Shard(0, 1, 2).prepare(ref)) == 2
+    file = made / "index" / name
+    content = file.read_bytes()
+    with (
+        damaged(file, content[:-1] + bytes([content[-1] ^ 1])),
+        pytest.raises(ArtifactError, match=rf"{name}: differs"),
+    ):
+        asyncio.run(Shard(0, 1, 2).prepare(ref))
 
 
 def test_doctor_verifies_what_lies_in_a_folder(made, tmp_path, capsys):
