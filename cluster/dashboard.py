@@ -51,7 +51,7 @@ def share(part: str, whole: str) -> str:
 def padding(verb: str) -> str:
     """What part of the tokens that a verb computes is padding."""
     filled, read = rate(f"{verb}_padding_tokens_total"), rate(f"{verb}_tokens_total")
-    return share(filled, f"({filled} + {read})")
+    return share(filled, f"(({filled} or vector(0)) + {read})")
 
 
 def quantile(q: float, histogram: str, *by: str, only: str = "") -> str:

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,15 @@ from raydr.errors import ConfigError
 FOLDER_VARIABLE = "RAYDR_TRACES"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _WRITTEN_EVERY_MS = 1000.0
+_NOTHING = nullcontext()
 _tracer = trace.get_tracer("raydr")
 
 
-@contextmanager
-def span(name: str, **attributes: str | int) -> Generator[None]:
+def span(name: str, **attributes: str | int) -> AbstractContextManager[Any]:
     """A span of the block inside the current one; nothing where no request is followed."""
     if not trace.get_current_span().is_recording():
-        yield
-        return
-    with _tracer.start_as_current_span(name, attributes=attributes):
-        yield
+        return _NOTHING
+    return _tracer.start_as_current_span(name, attributes=attributes)
 
 
 def exporter() -> list[SpanProcessor]:

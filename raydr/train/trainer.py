@@ -16,7 +16,6 @@ handed on is a plain checkpoint folder. A setting that the training would silent
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -165,8 +164,6 @@ def _fit(job: Job, storage: Path) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    if runtime.connect():  # there is a dashboard, whose page on Ray Train is empty without
-        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     _find_room(job.train)
     api: Any = ray.train  # whose names are annotated as those of two generations of Ray Train
     config = job.train
@@ -214,6 +211,7 @@ def _find_room(config: TrainConfig) -> None:
     """Raises `ConfigError` where the workers do not fit a cluster that nobody will enlarge, the one started here; says
     what is waited for on another one.
     """
+    runtime.connect()
     nodes = config.nodes()
     room = sum(_fitting(node, config) for node in nodes)
     if room >= config.num_workers:
