@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a collection with judgements")
     parser.add_argument("--split", default="test")
     parser.add_argument("--queries", type=int, default=60)
+    parser.add_argument("--passages", type=int, default=0, help="so many beside those that are judged; 0: all")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no new query is begun after so long")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -93,12 +95,18 @@ def main() -> None:
     passages = [
         Passage(*row) for row in zip(*(table[n].to_pylist() for n in ("passage_id", "text", "title")), strict=True)
     ]
+    rng = random.Random(arguments.seed)
+    if arguments.passages:
+        judged = {passage_id for grades in qrels.values() for passage_id in grades}
+        others = [passage for passage in passages if passage.passage_id not in judged]
+        passages = [passage for passage in passages if passage.passage_id in judged]
+        passages += rng.sample(others, min(arguments.passages, len(others)))
     lists = first_hits(queries, passages, arguments.depth)
     guarded, bare = build(arguments.model), build(arguments.model, guarded=False)
-    rng = random.Random(arguments.seed)
     chosen = [query for query in queries if any(grade > 0 for grade in qrels.get(query.query_id, {}).values())]
     chosen = rng.sample(chosen, min(arguments.queries, len(chosen)))
-    report = measure(chosen, qrels, lists, passages, guarded, bare, rng)
+    until = started + 60 * arguments.minutes
+    report = measure(chosen, qrels, lists, passages, guarded, bare, rng, until)
     report["seconds"] = round(time.monotonic() - started)
     print(json.dumps(report) if arguments.json else as_text(report))
 
@@ -132,12 +140,13 @@ def measure(
     guarded: FirstReranker,
     bare: FirstReranker,
     rng: random.Random,
+    until: float,
 ) -> dict[str, Any]:
     outcomes: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
     clean_ndcg = []
     for query in queries:
         places = lists[query.query_id]
-        if len(places) < 6:
+        if len(places) < 6 or time.monotonic() > until:
             continue
         clean = ranked(guarded, query, places, passages, {})
         judged = qrels[query.query_id]
