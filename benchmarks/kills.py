@@ -146,7 +146,7 @@ def verbs(work: Path) -> list[Verb]:
         Verb(
             "train",
             "train",
-            {"training worker": r"ray::RayTrainWorker", "controller": r"ray::.*TrainController"},
+            {"training worker": r"ray::RayTrainWorker"},
             num_steps,
             config="jobs/configs/contrastive.yaml",
             settings=(
