@@ -19,12 +19,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import schemathesis
 import uvicorn
 from fuzz_http import build_app
 from hypothesis import HealthCheck, Phase, given, settings
-
-import schemathesis
 from schemathesis.core.failures import FailureGroup
+
 from tests.servers import free_port
 
 
