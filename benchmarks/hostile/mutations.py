@@ -117,5 +117,5 @@ _OF_TEXT: tuple[Mutation, ...] = (
 
 def gzip_bomb(num_bytes: int, *, unit: bytes = b" ") -> bytes:
     """A gzip file a thousandth of what it unpacks to, of many members: it is made without the memory that it wants."""
-    member = 16 << 20
+    member = min(16 << 20, num_bytes)
     return gzip.compress(unit * (member // len(unit)), compresslevel=9) * (num_bytes // member)

@@ -47,7 +47,7 @@ from tests.corpora import embedded_corpus, integers
 
 BOMB_BYTES = 3 << 30
 """What a bomb unpacks to: more than a reader may take."""
-BOMB_LINES = 16 << 20
+BOMB_LINES = 2 << 20
 """Lines of one that takes time only: reading is a stream, and takes as long as what it unpacks to."""
 
 

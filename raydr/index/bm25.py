@@ -65,6 +65,7 @@ class BM25:
             # Still mapped, but as plain arrays: slicing numpy's memmap class costs more than the scores it finds.
             scorer.scores |= {name: np.asarray(scorer.scores[name]) for name in ("data", "indices", "indptr")}
             _ = int(scorer.scores["num_docs"])
+            bm25s.tokenize(["a word"], **_language(config), show_progress=False)
         except Exception as error:  # a damaged file: numpy, json and bm25s raise whatever it makes them stumble over
             raise ArtifactError(f"{path}: not a readable BM25 index: {error}; build the index again") from error
         return cls(scorer, config, path)

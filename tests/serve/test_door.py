@@ -138,7 +138,7 @@ def test_more_requests_than_the_limit_are_turned_away_at_once(serve_in_process):
 def test_a_server_says_and_logs_no_key(serve_in_process, caplog):
     key, entry = make_key("alice")
     other, _ = make_key("mallory")
-    client = serve_in_process(api_keys=[entry.model_copy(update={"requests_per_minute": 1.0, "burst": 4})])
+    client = serve_in_process(api_keys=[entry.model_copy(update={"requests_per_minute": 1.0, "burst": 2})])
     caplog.set_level(logging.DEBUG)
     answers = [
         client.get("/v1/models", headers={"Authorization": f"Bearer {sent}"})
@@ -146,8 +146,7 @@ def test_a_server_says_and_logs_no_key(serve_in_process, caplog):
     ]
     answers += [client.post("/v1/search", json={"query": "x"}, headers={"Authorization": f"Basic {key}"})]
     answers += [client.get(path) for path in ("/ready", "/openapi.json", "/docs", "/")]
-    answers += [client.post("/v1/search", content=b"{", headers={"Authorization": f"Bearer {key}"})] * 4
-    assert {answer.status_code for answer in answers} >= {200, 401, 415, 429}
+    assert {answer.status_code for answer in answers} >= {200, 401, 429}
     for secret in (key, other, entry.sha256):
         assert all(secret not in answer.text + json.dumps(dict(answer.headers)) for answer in answers)
         assert all(secret not in json.dumps(vars(record), default=str) for record in caplog.records)
