@@ -97,7 +97,10 @@ def verbs(work: Path) -> list[Verb]:
         Verb(
             "embed",
             "embed",
-            {"encoder actor": r"ray::.*_EmbedPassages", "data worker": r"ray::(?!.*Act|.*Tally|.*Agent|.*Split|IDLE|_).+"},
+            {
+                "encoder actor": r"ray::.*_EmbedPassages",
+                "data worker": r"ray::(?!.*Act|.*Tally|.*Agent|.*Split|IDLE|_).+",
+            },
             num_files("embeddings/*.parquet"),
             settings=("embed.passages_per_block=32", "embed.num_workers=[2, 2]", "embed.worker_cpus=1"),
         ),
