@@ -22,6 +22,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ IDENTIFIERS = string.ascii_uppercase + string.ascii_lowercase
 _FOREIGN = re.compile(r"\[\s*([A-Za-z0-9]{1,3})\s*\]")
 _MARKS = re.compile(r"<\|?/?\w+\|?>|\[/?[A-Z_]{2,}\]")
 """What chat templates write between turns: <|user|>, <start_of_turn>, [INST]; not all of it are special tokens."""
-_PLAIN = re.compile(r"[\t\n\r -~]*")
+_NOT_PLAIN = re.compile(r"[^\t\n\r -~]+")
 _UNSEEN = {"Mn", "Cf", "Cc"}
 """Kinds of characters that normalisers drop: marks on letters, zero-width ones, control characters."""
 
@@ -260,16 +261,25 @@ def _replaced(pattern: re.Pattern[str], replacement: str, text: str) -> str:
     """`pattern.sub`, which also finds what a tokenizer's normaliser would make of other characters: [B] of a full-width
     bracket, of a letter with an accent, of one with a zero-width space beside it.
     """
-    if _PLAIN.fullmatch(text):
-        return pattern.sub(replacement, text)
-    seen = [(part, place) for place, char in enumerate(text) for part in unicodedata.normalize("NFKD", char)]
-    seen = [(part, place) for part, place in seen if part in "\t\n\r" or unicodedata.category(part) not in _UNSEEN]
+    if not pattern.search(_NOT_PLAIN.sub(_seen, unicodedata.normalize("NFKD", text))):
+        return text
+    parts = [(part, place) for place, char in enumerate(text) for part in unicodedata.normalize("NFKD", char)]
+    seen = [(part, place) for part, place in parts if not _NOT_PLAIN.match(part) or _is_seen(part)]
     pieces, last = [], 0
     for found in pattern.finditer("".join(part for part, _ in seen)):
         start, end = seen[found.start()][1], seen[found.end() - 1][1] + 1
         pieces += [text[last:start], found.expand(replacement)]
         last = max(last, end)
     return "".join([*pieces, text[last:]])
+
+
+@cache
+def _is_seen(char: str) -> bool:
+    return unicodedata.category(char) not in _UNSEEN
+
+
+def _seen(found: re.Match[str]) -> str:
+    return "".join(filter(_is_seen, found[0]))
 
 
 def _first_words(text: str, number: int) -> str:
