@@ -11,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -323,6 +324,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(_checkpoint, _read_checkpoint, "model/**/*.json"),
 }
 NATIVE = {".arrow", ".faiss"}
+_CHECKSUM = re.compile(rb'("checksum":\s*")[0-9a-f]{64}(?=")')
 _TEXT = {".jsonl", ".tsv", ".csv", ".run", ".qrels", ".yaml", ".json"}
 
 
@@ -349,7 +351,9 @@ def change(folder: Path, target: Target, rng: Random, *, native: bool = False) -
 
 
 def _mend_manifests(folder: Path, file: Path) -> None:
-    """Sizes and checksums as the changed file has them."""
+    """Sizes and checksums as the changed file has them; a manifest without its own checksum is read as well."""
+    if file.name == MANIFEST:
+        file.write_bytes(_CHECKSUM.sub(rb"\1", file.read_bytes()))
     for manifest in folder.rglob(MANIFEST):
         if manifest == file or not file.is_relative_to(manifest.parent):
             continue
@@ -360,4 +364,4 @@ def _mend_manifests(folder: Path, file: Path) -> None:
             continue
         if record is not None:
             record.update(bytes=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
-            manifest.write_text(json.dumps(content))
+            manifest.write_text(json.dumps(content | {"checksum": ""}))
