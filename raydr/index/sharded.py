@@ -73,7 +73,7 @@ class RayShards(LocalShards):
             num_cpus=cpus_per_shard,
             num_gpus=gpus_per_shard,
             max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
+            max_task_retries=-1,  # until it has died too often: each try while Ray finds a node dead counts
             scheduling_strategy="SPREAD",  # an index larger than a node's memory lies on several
             **(placement or {}),
         )(_ShardActor)

@@ -68,7 +68,7 @@ class QueryEncoder:
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
                 max_restarts=_RESTARTS,
-                max_task_retries=_RESTARTS,
+                max_task_retries=-1,  # until it has died too often: each try while Ray finds a node dead counts
                 **(placement or {}),
             )(_Worker)
             self._actor = actor.remote(build_encoder, build_refiner)
