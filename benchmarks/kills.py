@@ -35,7 +35,7 @@ from interleaved import markdown, write
 from kill_checks import compared
 from ray.cluster_utils import Cluster
 
-from raydr.artifacts import MANIFEST, open_artifact
+from raydr.artifacts import open_artifact
 from raydr.errors import ArtifactError
 from raydr.train.metrics import METRICS, read_metrics
 
@@ -443,16 +443,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a BEIR folder with the splits train and test")
     parser.add_argument("--passages", type=int, default=1500, help="so many of its passages, those judged among them")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the runs; the undisturbed ones are kept")
+    parser.add_argument("--work", type=Path, required=True, help="a new folder for the runs")
     parser.add_argument("--out", type=Path, required=True, help="OUT.md and OUT.json are written")
     parser.add_argument("--only", nargs="*", default=[], help="VERB or VERB/WHAT (driver, node, a worker), to run less")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
+    if (work / "base").exists():  # of which `train` has replaced the examples that `mine` made
+        raise SystemExit(f"{work}: holds an earlier run; give a new folder")
     work.mkdir(parents=True, exist_ok=True)
     prepare(work)
     data = str(cut(arguments.data.resolve(), work / f"data-{arguments.passages}", arguments.passages))
     base_folder = work / "base"
-    base_folder.mkdir(exist_ok=True)
+    base_folder.mkdir()
     bases: dict[str, dict[str, float]] = {}
     outcomes: list[Outcome] = []
     nodes = Nodes()
@@ -461,12 +463,7 @@ def main() -> None:
             wanted = [*verb.victims, "driver", *(["node"] if verb.victims else [])]
             if arguments.only:
                 wanted = [w for w in wanted if {verb.name, f"{verb.name}/{w}"} & set(arguments.only)]
-            at = base_folder
-            if (base_folder / verb.folder / MANIFEST).exists():
-                if not wanted:
-                    continue
-                at = copied(base_folder, work / "case", verb)
-            bases[verb.name] = undisturbed(Run(verb, nodes, data, at))
+            bases[verb.name] = undisturbed(Run(verb, nodes, data, base_folder))
             print(f"{verb.name}, undisturbed: {bases[verb.name]['total_s']:.1f} s", file=sys.stderr, flush=True)
             for killed in wanted:
                 nodes.settle()
