@@ -1,20 +1,27 @@
 """Files that a reader once stumbled over, found by `benchmarks/fuzz.py`: a `RaydrError` now that names the file."""
 
 import gzip
+import shutil
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raydr.config import read_yaml
 from raydr.data.config import DataConfig
 from raydr.data.files import LONGEST_LINE
 from raydr.data.ingest import ingest
-from raydr.encoders.checkpoint import open_checkpoint
+from raydr.data.training_readers import BadFieldError, _number
+from raydr.encoders.checkpoint import locate, open_checkpoint
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.evaluation.trec import read_qrels, read_run
 from raydr.index.bm25 import BM25
-from raydr.index.config import BM25Config
+from raydr.index.build import build_index
+from raydr.index.config import BM25Config, IndexConfig
 from raydr.index.layout import ShardRecord, read_deleted
+from tests.corpora import embedded_corpus
 
 
 @pytest.mark.parametrize(
@@ -83,3 +90,36 @@ def test_checkpoints(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=str(tmp_path)):
         open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("length", ["Infinity", "-3", '"many"'])
+def test_the_length_that_sentence_transformers_names(tmp_path, length):
+    shutil.copytree(locate("minilm"), tmp_path / "model")
+    (tmp_path / "model/sentence_bert_config.json").write_text(f'{{"max_seq_length": {length}}}')
+    with pytest.raises(
+        ConfigError, match=r"model: max_seq_length of sentence_bert_config\.json is no number of tokens"
+    ):
+        open_checkpoint(str(tmp_path / "model"))
+
+
+def test_a_score_of_hundreds_of_digits():
+    with pytest.raises(BadFieldError, match="must be a number"):
+        _number(10**400, "scores[0]")
+
+
+def test_a_parquet_column_whose_name_is_not_text(tmp_path):
+    table = pa.table({"_id": ["a"], "text": ["x"], "extra": ["y"]})
+    pq.write_table(table, tmp_path / "corpus.parquet", store_schema=False)
+    content = (tmp_path / "corpus.parquet").read_bytes()
+    (tmp_path / "corpus.parquet").write_bytes(content.replace(b"extra", b"\xff\xfetra"))
+    with pytest.raises(DataError, match=r"corpus\.parquet: cannot be read as Parquet"):
+        ingest(DataConfig(path=str(tmp_path / "corpus.parquet")), tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [{"method": None}, {"dim": "x"}, {"encoder_version": None}])
+def test_what_made_the_embeddings(tmp_path, change):
+    corpus, embeddings = embedded_corpus(tmp_path, {"a": "alpha"}, np.ones((1, 4), dtype=np.float32))
+    details = {name: value for name, value in (embeddings.manifest.details | change).items() if value is not None}
+    broken = replace(embeddings, manifest=embeddings.manifest.model_copy(update={"details": details}))
+    with pytest.raises(ConfigError, match=rf"manifest\.json, details: 1 problem(.|\n)*{next(iter(change))}"):
+        build_index(corpus, broken, IndexConfig(), tmp_path / "index", use_ray=False)

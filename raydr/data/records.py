@@ -238,7 +238,7 @@ class ParquetRows(_InFile):
                     yield from batch_records(self.name, batch, number, problems)
                     number += batch.num_rows
                     advance(self.size * batch.num_rows // table.metadata.num_rows)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
             raise DataError(f"{self.name}: cannot be read as Parquet: {error}") from error
 
 

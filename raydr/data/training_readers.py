@@ -250,9 +250,13 @@ def _scores(record: Record, field: str, num: int) -> Sequence[float | None]:
 
 
 def _number(value: object, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadFieldError(field, "must be a number", f"got {value!r}")
-    return float(value)
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise BadFieldError(field, "must be a number", f"got {str(value)[:80]}")
+    return number
 
 
 def _messages(value: object, field: str) -> list[tuple[str, str]]:

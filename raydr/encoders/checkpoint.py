@@ -243,8 +243,10 @@ def _hidden_size(model: str, config: dict[str, Any]) -> int:
 
 def _max_tokens(path: Path, config: dict[str, Any], sentence: dict[str, Any]) -> int:
     """The length sentence-transformers would use: its own setting, else the least of tokenizer's and model's."""
-    if sentence.get("max_seq_length"):
-        return int(sentence["max_seq_length"])
+    if own := sentence.get("max_seq_length"):
+        if not isinstance(own, int | float) or not 0 < own < _UNBOUNDED:
+            raise ConfigError(f"{path}: max_seq_length of sentence_bert_config.json is no number of tokens: {own!r}")
+        return int(own)
     stated = (_read(path / "tokenizer_config.json", default={}).get("model_max_length"), _max_positions(config))
     return min((int(n) for n in stated if n and 0 < n < _UNBOUNDED), default=512)
 

@@ -39,9 +39,9 @@ class BM25:
     def build(cls, texts: Iterable[str], config: BM25Config) -> BM25:
         """Indexes `texts`; text i becomes row i. Raises `ConfigError` when no word is left to index."""
         bm25s = _bm25s()
-
+        texts = list(texts)  # what is wrong with these is not the stop words' fault
         try:
-            tokens = bm25s.tokenize(list(texts), **_language(config), show_progress=False)
+            tokens = bm25s.tokenize(texts, **_language(config), show_progress=False)
         except ValueError as error:
             raise ConfigError(f"bm25.stop_words: {error}") from error
         if not tokens.vocab:

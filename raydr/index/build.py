@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from raydr import series
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
-from raydr.config import Component
+from raydr.data.arrow_rows import readable
 from raydr.data.corpus import Corpus
 from raydr.errors import ArtifactError
 from raydr.index.bm25 import BM25
 from raydr.index.config import BM25Config, IndexConfig
-from raydr.index.embedded import EmbeddedCorpus
+from raydr.index.embedded import EmbeddedBy, EmbeddedCorpus
 from raydr.index.layout import (
     KIND,
     SHARD_RECORD,
@@ -84,13 +84,13 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
         # After an interruption the finished shards are copies of this one; another training might differ.
         empty = Vectors.empty_copy(out / _EMPTY) if latest(out / _EMPTY).is_file() else trained(source, config)
         records = build_shards(source, empty, config, out, first_number=0, use_ray=use_ray)
-        method = Component.model_validate(embeddings.manifest.details["method"])
+        made_by = EmbeddedBy.of(embeddings)
         details = IndexDetails(
             version="",
-            encoder_version=embeddings.manifest.details["encoder_version"],
+            encoder_version=made_by.encoder_version,
             dim=source.dim,
-            method=method,
-            title_separator=str(method.args.get("title_separator", " ")),
+            method=made_by.method,
+            title_separator=str(made_by.method.args.get("title_separator", " ")),
             metric=config.metric,
             factory=config.factory,
             is_exact=empty.is_exact,
@@ -186,7 +186,9 @@ def _texts(out: Path, details: IndexDetails) -> Iterator[str]:
         for record in details.shards:
             shard = Shard(shard_path(out, record.name), files=record.files)
             for batch in shard.table.select([TITLE, TEXT]).to_batches():
-                for title, text in zip(batch.column(TITLE).to_pylist(), batch.column(TEXT).to_pylist(), strict=True):
+                with readable(shard.path / PASSAGES):
+                    titles, texts = batch.column(TITLE).to_pylist(), batch.column(TEXT).to_pylist()
+                for title, text in zip(titles, texts, strict=True):
                     yield f"{title}{details.title_separator}{text}" if title else text
                 bar.update(batch.num_rows)
 

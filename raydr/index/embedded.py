@@ -14,14 +14,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 from jaxtyping import Float32, Int64
+from pydantic import Field
 
-from raydr.artifacts import Artifact
+from raydr.artifacts import MANIFEST, Artifact
+from raydr.config import Component, Config, validate
 from raydr.data.arrow_rows import readable
 from raydr.errors import ArtifactError
 from raydr.storage import bucket_of, reach
 from raydr.types import EMBEDDING, PASSAGE_ID, POSITION
 
 _BATCH_ROWS = 16_384
+
+
+class EmbeddedBy(Config):
+    """What made embeddings, in the details of their manifest."""
+
+    method: Component
+    encoder_version: str
+    dim: int = Field(gt=0)
+
+    @classmethod
+    def of(cls, embeddings: Artifact) -> EmbeddedBy:
+        """Raises `ConfigError` naming the manifest and the field that is missing or wrong."""
+        details = embeddings.manifest.details
+        known = {name: details[name] for name in cls.model_fields if name in details}
+        return validate(cls, known, where=f"{embeddings.path / MANIFEST}, details")
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,7 @@ class EmbeddedCorpus:
                 f"{embeddings.path}: {num_embeddings} embeddings for {num_passages} passages; embed the corpus again"
             )
         paths = tuple(file.resolve() for file in passage_files)
-        return cls(paths, files, num_passages, int(embeddings.manifest.details["dim"]))
+        return cls(paths, files, num_passages, EmbeddedBy.of(embeddings).dim)
 
     def embeddings(self, first: int, last: int) -> tuple[Float32[np.ndarray, "row dim"], pa.StringArray]:
         """Embeddings and passage ids of the positions `first` to `last` (exclusive), in order."""

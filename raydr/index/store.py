@@ -29,7 +29,7 @@ from raydr.data.corpus import Corpus
 from raydr.errors import ArtifactError, DataError
 from raydr.index.build import build_bm25, build_shards
 from raydr.index.config import IndexConfig
-from raydr.index.embedded import EmbeddedCorpus
+from raydr.index.embedded import EmbeddedBy, EmbeddedCorpus
 from raydr.index.layout import (
     KIND,
     IndexDetails,
@@ -67,7 +67,7 @@ def add(
     path = place(path)
     with update_artifact(path, kind=KIND) as update:
         details = read_details(update.artifact)
-        stamp = embeddings.manifest.details["encoder_version"]
+        stamp = EmbeddedBy.of(embeddings).encoder_version
         if stamp != details.encoder_version:
             raise ArtifactError(
                 f"{embeddings.path}: made by encoder {stamp}, but {path} by {details.encoder_version}; embed the new "

@@ -117,5 +117,5 @@ def _table(path: str | Path, columns: dict[str, pa.DataType]) -> pa.Table:
         if missing := [name for name in columns if name not in table.column_names]:
             raise DataError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
         return table.select(list(columns)).cast(pa.schema(columns))
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
