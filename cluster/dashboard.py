@@ -190,6 +190,11 @@ ROWS: dict[str, list[Chart]] = {
             {"{{reranker}} {{code}}": rate("rerank_failures_total", "reranker", "code", only=APPLICATION)},
         ),
         Chart(
+            "Calls that a shard did not answer",
+            "reqps",
+            {"Shard{{shard}} {{code}}": rate("shard_failures_total", "shard", "code", only=APPLICATION)},
+        ),
+        Chart(
             "Index swaps in an hour",
             "short",
             {"{{outcome}}": f"sum by (outcome) (increase(ray_raydr_index_swaps_total{{{APPLICATION}}}[1h]))"},

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -20,10 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from raydr.errors import ConfigError
-from raydr.storage import holds_secret
+from raydr.secrets import is_secret
 
 C = TypeVar("C", bound=BaseModel)
-_SECRET_FIELD = re.compile(r"api_key|secret|password|credential|sha256|(^|[._])token$", re.IGNORECASE)
 
 
 class Config(BaseModel):
@@ -155,15 +153,10 @@ def validate(schema: type[C], values: Mapping[str, Any], *, where: str) -> C:
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
                 message = "unknown key" + _nearest(str(fault["loc"][-1]), _known_keys(schema, fault["loc"][:-1]))
-            elif fault["type"] != "missing" and not _is_secret(location, fault["input"]):
+            elif fault["type"] != "missing" and not is_secret(location, fault["input"]):
                 message += f" (got {fault['input']!r})"
             lines.append(f"  {location or '(top level)'}: {message}")
         raise ConfigError("\n".join(lines)) from error
-
-
-def _is_secret(location: str, value: Any) -> bool:
-    """Whether a message must not repeat what was given: somebody's key in the place of its hash, say."""
-    return _SECRET_FIELD.search(location) is not None or holds_secret(str(value))
 
 
 def _known_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -17,7 +17,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import threading
@@ -35,12 +34,10 @@ from pydantic import PlainSerializer, PlainValidator
 
 from raydr import series
 from raydr.errors import ArtifactError, ConfigError, DataError
+from raydr.secrets import holds_secret
 
 CACHE_VARIABLE = "RAYDR_CACHE"
 _NO_FOLDERS = {"http", "https", "file", "local", "data"}
-_SECRET = re.compile(
-    r"://[^/?#@\[]*:(?!\d+(?:[/?#]|$))|://.*[?&][^=&]*(?:secret|password|token|key|credential)[^=&]*=", re.I
-)
 _CHUNK_BYTES = 4 << 20
 _THREADS = 8
 LEASE = ".lease"
@@ -57,11 +54,6 @@ class Place(type(Path())):
     def __reduce__(self) -> Any:
         url = url_of(self)
         return super().__reduce__() if url is None else (place, (url,))
-
-
-def holds_secret(text: str) -> bool:
-    """Whether it is a URL with a password, a key or a token in it."""
-    return _SECRET.search(text) is not None
 
 
 def refuse_secrets(url: str) -> str:

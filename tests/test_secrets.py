@@ -49,7 +49,7 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(tmp_path, url):
     ["s3://bucket/a:b@c", "http://10.0.0.5:8000/v1", "http://[::1]:80/x", "abfs://box@account.x/y", "hdfs://me@h:9/x"],
 )
 def test_other_urls_are_no_secrets(url):
-    from raydr.storage import holds_secret
+    from raydr.secrets import holds_secret
 
     assert not holds_secret(url)
 

@@ -33,7 +33,7 @@ from raydr.config import Component
 from raydr.index.config import IndexConfig
 from raydr.llm.small import small_causal_lm
 from raydr.serve import metrics as served
-from raydr.serve.config import AppArgs
+from raydr.serve.config import AppArgs, Limits
 from raydr.stages.config import EmbedConfig, RerankConfig, SearchConfig
 from raydr.storage import place
 from raydr.train.config import TrainConfig
@@ -177,6 +177,7 @@ class Site:
             self.search(query="no model", rerank=True, reranker="failing")
             self.search(query="no model", rerank=True, reranker="failing", on_rerank_failure="keep_order")
             self.search(query="", k=0)
+            self.http.post("/hasty/v1/search", json={"query": "which pet catches mice"})
 
     def __enter__(self) -> Site:
         self._user.start()
@@ -203,6 +204,8 @@ def site(ray_cluster: str, run: RunConfig) -> Iterator[Site]:
     rerankers = {"windows": run.rerank.reranker, "failing": Component(import_path=FAILING)}
     args = AppArgs(index=run.out / "index", rerankers=rerankers, shard_deployments=1)
     serve.run(build_app(args), name="raydr", route_prefix="/")
+    hasty = AppArgs(index=run.out / "index", colocate=True, bm25=False, limits=Limits(shard_timeout_s=1e-6))
+    serve.run(build_app(hasty), name="hasty", route_prefix="/hasty")  # no shard is as fast as that
     with Site(f"http://127.0.0.1:{port}", traces) as site:
         yield site
     serve.shutdown()
