@@ -3,9 +3,10 @@ show a query on its way.
 
 Notable: a small corpus goes through everything once (train, embed, index, search, rerank, serve), with the failures
 that the dashboard has charts for; Prometheus reads what Ray's agents publish with the committed configuration, and
-every query of the committed dashboard is put to it. Needs Debian's `prometheus`; skipped without, but not in CI.
+every query of the committed dashboard is put to it. It comes behind the jobs on nodes of their own, which Ray does not
+take while the tests' cluster is there. Needs Debian's `prometheus`; skipped without, but not in CI.
 
-    pytest tests/cluster/test_dashboards.py
+    pytest tests/cluster/test_watching.py
 """
 
 from __future__ import annotations
