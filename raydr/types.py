@@ -9,17 +9,30 @@ strings everywhere. The axis words used in shape annotations are listed in `docs
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
 from scipy.sparse import csr_array
 
 
+Modality: TypeAlias = Literal["text", "image", "image,text"]
+"""What a query or a passage is made of; the words are M-BEIR's."""
+
+
 class Query(NamedTuple):
+    """A question, a picture, or both; `text` is empty where there is only a picture."""
+
     query_id: str
     text: str
     image: bytes | None = None
+    """A picture as the bytes of its file (PNG, JPEG or WebP)."""
+    instruction: str = ""
+    """What is looked for ("Find a picture that the text describes."), for encoders that read instructions."""
+
+    @property
+    def modality(self) -> Modality:
+        return modality(self.text, has_image=self.image is not None)
 
 
 class Passage(NamedTuple):
@@ -29,10 +42,22 @@ class Passage(NamedTuple):
     text: str
     title: str = ""
     image: bytes | None = None
+    """A picture as the bytes of its file (PNG, JPEG or WebP)."""
+
+    @property
+    def modality(self) -> Modality:
+        return modality(self.title or self.text, has_image=self.image is not None)
 
     def joined(self, separator: str) -> str:
         """Title and text as one; the text alone where there is no title."""
         return f"{self.title}{separator}{self.text}" if self.title else self.text
+
+
+def modality(text: str, *, has_image: bool) -> Modality:
+    """What something with this text is made of; what has neither text nor picture counts as text."""
+    if not has_image:
+        return "text"
+    return "image,text" if text.strip() else "image"
 
 
 class Qrel(NamedTuple):
@@ -72,6 +97,14 @@ POSITION = "position"
 index is the same whatever the parallelism that embedded its corpus."""
 TITLE = "title"
 TEXT = "text"
+IMAGE = "image"
+"""The bytes of a picture's file, of a query or a passage; null where it has none."""
+INSTRUCTIONS = "instructions"
+"""Of a query: what is looked for, in several wordings (a list of strings)."""
+TASK = "task"
+"""Of a query: a label that queries of one kind and source share, such as the task of a benchmark of many."""
+COPIES = "copies"
+"""Of a query: how often an epoch of training shows it (1 where nobody says)."""
 RELEVANCE = "relevance"
 SCORE = "score"
 EMBEDDING = "embedding"
