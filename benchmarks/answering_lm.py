@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from raydr.methods.first import First
-from raydr.train.batches import pad
 from raydr.train.objective import Labels, TrainBatch
 from raydr.types import Passage, Query
 
@@ -75,7 +74,7 @@ def answering_lm(texts: Sequence[str], folder: Path, *, template: str | None = N
         queries = [Query("", " ".join(words[row[0] : row[0] + 5])) for row in starts]
         orders = torch.from_numpy(rng.permuted(np.tile(np.arange(size), (batch, 1)), axis=1)).float()
         labels = Labels(torch.arange(batch * size), torch.zeros(batch, 1, dtype=torch.int64), teacher_scores=orders)
-        output = objective(model, TrainBatch(labels, pairs=pad(tokens.tokenize(queries, groups)["pairs"], 0)))
+        output = objective(model, TrainBatch(labels, pairs=tokens.tokenize(queries, groups)["pairs"].padded(0)))
         optimizer.zero_grad()
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

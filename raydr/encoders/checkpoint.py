@@ -14,7 +14,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +61,21 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over weights, tokenizer and model configuration; independent of where the folder lies."""
-        names = sorted(
-            f.name
-            for pattern in ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "*.model")
-            for f in self.path.glob(pattern)
-        )
-        digest = hashlib.sha256()
-        for name in names:
-            file = self.path / name
-            stat = file.stat()
-            digest.update(f"{name} {_sha256(str(file), stat.st_size, stat.st_mtime_ns)}\n".encode())
-        return digest.hexdigest()
+        return fingerprint(self.path)
+
+
+_DECIDING = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "*.model")
+
+
+def fingerprint(path: Path, more: Sequence[str] = ()) -> str:
+    """SHA-256 (hex) over what decides a checkpoint's outputs, and the files of the further names where they exist."""
+    names = sorted({file.name for pattern in (*_DECIDING, *more) for file in path.glob(pattern)})
+    digest = hashlib.sha256()
+    for name in names:
+        file = path / name
+        stat = file.stat()
+        digest.update(f"{name} {_sha256(str(file), stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
 
 
 @functools.cache

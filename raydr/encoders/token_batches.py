@@ -11,10 +11,10 @@ not fit in memory the budget is halved and the batch cut in two, down to a singl
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "bad allocation")
 _MIN_SHARE_TOKENS = 128
+
+Forward: TypeAlias = Callable[[Int64[np.ndarray, " row"]], Float32[np.ndarray, "row dim"]]
 
 
 @runtime_checkable
@@ -67,18 +69,24 @@ class TokenBatcher:
 
     def run(self, token_ids: Sequence[Sequence[int]]) -> Float32[np.ndarray, "text dim"]:
         """One embedding per text. Raises what the backend raises when a single text does not fit in memory."""
-        embeddings = np.empty((len(token_ids), self._dim), dtype=np.float32)
         lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
+        return self.run_rows(
+            lengths, lambda rows: self._backend.forward(*collate([token_ids[row] for row in rows], self._pad_id))
+        )
+
+    def run_rows(self, lengths: Int64[np.ndarray, " text"], forward: Forward) -> Float32[np.ndarray, "text dim"]:
+        """The same where `forward` embeds the texts in the given rows, whatever else there is to them."""
+        embeddings = np.empty((len(lengths), self._dim), dtype=np.float32)
         streams = self._backend.num_streams
         share = max(_MIN_SHARE_TOKENS, -(-int(lengths.sum()) // streams))
         batches = plan(lengths, min(self.batch_tokens, share))
-        self.stats.texts += len(token_ids)
+        self.stats.texts += len(lengths)
         self.stats.tokens += int(lengths.sum())
         self.stats.padded_tokens += sum(_padded_size(lengths, rows) for rows in batches)
 
         def encode(rows: Int64[np.ndarray, " row"]) -> None:
             if len(rows) == 1 or _padded_size(lengths, rows) <= self.batch_tokens:
-                if self._try(token_ids, rows, embeddings):
+                if _try(forward, rows, embeddings):
                     return
                 self._back_off(_padded_size(lengths, rows))
             middle = len(rows) // 2
@@ -94,26 +102,22 @@ class TokenBatcher:
                     pass
         return embeddings
 
-    def _try(
-        self,
-        token_ids: Sequence[Sequence[int]],
-        rows: Int64[np.ndarray, " row"],
-        embeddings: Float32[np.ndarray, "text dim"],
-    ) -> bool:
-        """Encodes `rows` into `embeddings`; false when more than one text did not fit in memory together."""
-        try:
-            embeddings[rows] = self._backend.forward(*collate([token_ids[row] for row in rows], self._pad_id))
-        except (MemoryError, RuntimeError) as error:
-            if len(rows) == 1 or not is_out_of_memory(error):
-                raise
-            return False
-        return True
-
     def _back_off(self, failed_tokens: int) -> None:
         # Outside the except block, where the error's traceback no longer keeps the failed batch's tensors alive.
         self.batch_tokens = max(1, min(self.batch_tokens, failed_tokens) // 2)
         self._backend.free_memory()
         log.warning("out of memory on a batch of %d tokens; going on with %d", failed_tokens, self.batch_tokens)
+
+
+def _try(forward: Forward, rows: Int64[np.ndarray, " row"], embeddings: Float32[np.ndarray, "text dim"]) -> bool:
+    """Encodes `rows` into `embeddings`; false when more than one text did not fit in memory together."""
+    try:
+        embeddings[rows] = forward(rows)
+    except (MemoryError, RuntimeError) as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def plan(lengths: Int64[np.ndarray, " text"], batch_tokens: int) -> list[Int64[np.ndarray, " row"]]:

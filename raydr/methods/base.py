@@ -24,7 +24,7 @@ from raydr.data.examples import ExampleSet
 from raydr.encoders.text import TextEncoder, TextEncoderConfig
 from raydr.errors import ConfigError
 from raydr.protocols import Encoder, QueryRefiner, Reranker
-from raydr.train.batches import BatchTokenizer, GroupTokenizer
+from raydr.train.batches import BatchTokenizer, GroupTokenizer, Tokenized
 from raydr.train.sampling import BatchSampler, RandomBatches
 from raydr.train.trainer import MODEL
 from raydr.types import Embeddings, Passage, Query
@@ -270,6 +270,6 @@ class MethodTokenizer:
     def pad_id(self) -> int:
         return self.inner.pad_id
 
-    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
         passages = [[self.method.preprocess_passage(passage) for passage in group] for group in groups]
         return self.inner.tokenize([self.method.preprocess_query(query) for query in queries], passages)

@@ -25,6 +25,7 @@ from raydr.encoders.cross_encoder import CrossEncoderReranker, PairConfig, PairE
 from raydr.errors import ConfigError
 from raydr.losses import listwise, pointwise
 from raydr.methods.base import RankerConfig, RankerMethod
+from raydr.train.batches import Texts
 from raydr.train.grad_cache import outputs
 from raydr.train.objective import LossOutput, TrainBatch
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raydr.protocols import Reranker
-    from raydr.train.batches import GroupTokenizer
+    from raydr.train.batches import GroupTokenizer, Tokenized
     from raydr.types import Passage, Query
 
 _LOSSES = {"listwise": listwise, "pointwise": pointwise}
@@ -47,9 +48,9 @@ class PairTokenizer:
 
     config: PairConfig
 
-    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
         pairs = [(query, passage) for query, group in zip(queries, groups, strict=True) for passage in group]
-        return {"pairs": _encoding(self.config).encode(pairs)}
+        return {"pairs": Texts(_encoding(self.config).encode(pairs))}
 
     @property
     def pad_id(self) -> int:

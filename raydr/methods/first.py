@@ -53,6 +53,7 @@ from raydr.losses import lambdarank, listnet, ranknet
 from raydr.methods.base import RankerMethod
 from raydr.stages.score import open_scores
 from raydr.storage import Location
+from raydr.train.batches import Texts
 from raydr.train.objective import LossOutput, TrainBatch
 from raydr.train.sampling import BatchSampler, Group
 from raydr.train.trainer import MODEL
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from raydr.models.causal_lm import CausalLm
     from raydr.protocols import Reranker
     from raydr.steps import Steps
-    from raydr.train.batches import GroupTokenizer
+    from raydr.train.batches import GroupTokenizer, Tokenized
     from raydr.train.config import TrainConfig
     from raydr.types import Passage, Query
 
@@ -235,11 +236,12 @@ class WindowTokenizer:
 
     config: First.Config
 
-    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
         prompt, separator = _prompt(self.config), self.config.prompt.title_separator
         texts = [[passage.joined(separator) for passage in group] for group in groups]
         reserve = len(prompt.answer(range(self.config.window_size))) + 1
-        return {"pairs": [prompt.encode(q.text, own, reserve=reserve) for q, own in zip(queries, texts, strict=True)]}
+        pairs = zip(queries, texts, strict=True)
+        return {"pairs": Texts([prompt.encode(query.text, own, reserve=reserve) for query, own in pairs])}
 
     @property
     def pad_id(self) -> int:

@@ -11,11 +11,12 @@ its stream at its step, nothing before it is tokenised again.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
 
@@ -27,19 +28,65 @@ from raydr.types import Passage, Query
 if TYPE_CHECKING:
     import torch
 
-    from raydr.train.objective import TrainBatch
+    from raydr.train.objective import Tokens, TrainBatch
 
 _BATCHES_PER_BLOCK = 16
 _BLOCKS_AHEAD = 256
 """Blocks in one execution of Ray Data: a plan is a few numbers for each group, starting an execution costs seconds."""
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Texts as a network reads them, not padded yet, some with a picture."""
+
+    ids: list[list[int]]
+    first_pooled: list[int] | None = None
+    """Of each, how many tokens at its start are left out of its embedding; None: of networks that leave out none."""
+    pixels: list[bytes | None] | None = None
+    """The picture of each: rows of RGB, of a square; None: of networks that see none."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> Texts:
+        """The texts `rows`, in that order."""
+        return Texts(*(None if part is None else [part[row] for row in rows] for part in self.parts.values()))
+
+    @property
+    def parts(self) -> dict[str, list | None]:
+        return {"ids": self.ids, "first_pooled": self.first_pooled, "pixels": self.pixels}
+
+    def padded(self, pad_id: int, *, multiple_of: int = 1) -> Tokens:
+        """As tensors, on the CPU, padded on the right to the longest and on to a multiple of `multiple_of` tokens."""
+        import numpy as np
+        import torch
+
+        from raydr.encoders.token_batches import collate
+        from raydr.train.objective import Pictures, Tokens
+
+        ids, mask = collate(self.ids, pad_id, multiple_of=multiple_of)
+        tokens = Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask))
+        if self.first_pooled is not None:
+            counted = torch.arange(ids.shape[1]) >= torch.tensor(self.first_pooled)[:, None]
+            tokens = tokens._replace(pooled=tokens.full_mask * counted)
+        rows = [row for row, pixels in enumerate(self.pixels or ()) if pixels is not None]
+        if rows and self.pixels is not None:
+            raw = np.frombuffer(b"".join(self.pixels[row] or b"" for row in rows), dtype=np.uint8).copy()
+            side = math.isqrt(len(raw) // len(rows) // 3)
+            pixels = torch.from_numpy(raw).view(len(rows), side, side, 3).permute(0, 3, 1, 2)
+            tokens = tokens._replace(pictures=Pictures(pixels.contiguous(), torch.tensor(rows)))
+        return tokens
+
+
+Tokenized: TypeAlias = "dict[str, Texts]"
+
+
 @runtime_checkable
 class GroupTokenizer(Protocol):
     """Tokenises the texts of a batch; travels to Ray Data's tasks, so it holds configuration only."""
 
-    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
-        """Lists of token ids by what they are: `queries` and `passages` (query-major), or `pairs`."""
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
+        """What is read, by what it is: `queries` and `passages` (query-major), or `pairs`."""
         ...
 
     @property
@@ -52,11 +99,11 @@ class BatchTokenizer:
 
     config: TextEncoderConfig
 
-    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> dict[str, list[list[int]]]:
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
         encoder = _encoder(self.config)
         return {
-            "queries": encoder.tokenize_queries(queries),
-            "passages": encoder.tokenize_passages(list(chain.from_iterable(groups))),
+            "queries": Texts(encoder.tokenize_queries(queries)),
+            "passages": Texts(encoder.tokenize_passages(list(chain.from_iterable(groups)))),
         }
 
     @property
@@ -148,13 +195,14 @@ class _Tokenize:
         return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-_RAGGED = pa.list_(pa.list_(pa.int32()))
+_SIDES = ("queries", "passages", "pairs")
+_TEXTS = pa.struct(
+    {"ids": pa.list_(pa.list_(pa.int32())), "first_pooled": pa.list_(pa.int32()), "pixels": pa.list_(pa.large_binary())}
+)
 _SCHEMA = pa.schema(
     {
         "names": pa.list_(pa.string()),
-        "queries": _RAGGED,
-        "passages": _RAGGED,
-        "pairs": _RAGGED,
+        **dict.fromkeys(_SIDES, _TEXTS),
         "passage_rows": pa.list_(pa.int64()),
         "positive_rows": pa.list_(pa.list_(pa.int64())),
         "teacher_scores": pa.list_(pa.list_(pa.float32())),
@@ -167,6 +215,7 @@ _PLAN = pa.schema(
         "passages": pa.list_(pa.list_(pa.int64())),
         "teacher_scores": pa.list_(pa.list_(pa.float32())),
         "cluster": pa.list_(pa.int64()),
+        "wording": pa.list_(pa.int64()),
     }
 )
 
@@ -179,9 +228,10 @@ def _plan(batches: list[list[Group]]) -> pa.Table:
 
 def _groups(block: pa.Table) -> Iterator[list[Group]]:
     for row in block.to_pylist():
-        columns = (row["query"], row["passages"], row["teacher_scores"], row["cluster"])
+        columns = (row[name] for name in _PLAN.names)
         yield [
-            Group(query, tuple(rows), tuple(scores), label) for query, rows, scores, label in zip(*columns, strict=True)
+            Group(query, tuple(rows), tuple(scores), label, wording)
+            for query, rows, scores, label, wording in zip(*columns, strict=True)
         ]
 
 
@@ -191,14 +241,12 @@ def tokenized(groups: list[Group], tokenizer: GroupTokenizer, path: Path) -> dic
     rows = [row for group in groups for row in group.passages]
     passages = iter(examples.passages(rows))
     texts = [list(islice(passages, len(group.passages))) for group in groups]
-    queries = [examples.query(group.query) for group in groups]
+    queries = [_worded(examples, group) for group in groups]
     has_teacher, has_clusters = bool(groups[0].teacher_scores), groups[0].cluster >= 0
     return {
         "names": [query.query_id for query in queries],
-        "queries": None,
-        "passages": None,
-        "pairs": None,
-        **tokenizer.tokenize(queries, texts),
+        **dict.fromkeys(_SIDES),
+        **{side: read.parts for side, read in tokenizer.tokenize(queries, texts).items()},
         "passage_rows": rows,
         "positive_rows": [examples.relevant(group.query).tolist() for group in groups],
         "teacher_scores": [list(group.teacher_scores) for group in groups] if has_teacher else None,
@@ -206,8 +254,14 @@ def tokenized(groups: list[Group], tokenizer: GroupTokenizer, path: Path) -> dic
     }
 
 
+def _worded(examples: ExampleSet, group: Group) -> Query:
+    """The group's query, with one of its instruction's wordings where it has any."""
+    query, wordings = examples.query(group.query), examples.instructions(group.query)
+    return query._replace(instruction=wordings[group.wording % len(wordings)]) if wordings else query
+
+
 def to_batch(row: dict[str, Any], pad_id: int, *, multiple_of: int = 1) -> TrainBatch:
-    """Tensors of a tokenised batch, on the CPU; `multiple_of` as in `pad`."""
+    """Tensors of a tokenised batch, on the CPU; `multiple_of` as in `Texts.padded`."""
     import torch
 
     from raydr.train.objective import Labels, TrainBatch
@@ -224,18 +278,7 @@ def to_batch(row: dict[str, Any], pad_id: int, *, multiple_of: int = 1) -> Train
         clusters=tensor("clusters", torch.int64),
     )
     texts = {
-        name: None if row[name] is None else pad(row[name], pad_id, multiple_of=multiple_of)
-        for name in ("queries", "passages", "pairs")
+        side: None if row[side] is None else Texts(**row[side]).padded(pad_id, multiple_of=multiple_of)
+        for side in _SIDES
     }
     return TrainBatch(labels=labels, names=row["names"], **texts)
-
-
-def pad(token_ids: Sequence[Sequence[int]], pad_id: int, *, multiple_of: int = 1) -> Any:
-    """Token ids as `Tokens`, padded on the right to the longest text, and on to a multiple of `multiple_of` tokens."""
-    import torch
-
-    from raydr.encoders.token_batches import collate
-    from raydr.train.objective import Tokens
-
-    ids, mask = collate(token_ids, pad_id, multiple_of=multiple_of)
-    return Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask))

@@ -1,4 +1,4 @@
-"""Keeps the batch of a step that went wrong, to be looked at: token ids, masks and labels in one safetensors file."""
+"""Keeps the batch of a step that went wrong, to be looked at: token ids, masks, pictures and labels in one safetensors file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def save_batch(batch: TrainBatch, file: Path) -> Path:
     for name in ("queries", "passages", "pairs"):
         side = getattr(batch, name)
         if side is not None:
-            tensors[f"{name}.ids"] = side.ids.contiguous()
-            if side.mask is not None:
-                tensors[f"{name}.mask"] = side.mask.contiguous()
+            parts = {"ids": side.ids, "mask": side.mask, "pooled": side.pooled}
+            if side.pictures is not None:
+                parts |= side.pictures._asdict()
+            tensors |= {f"{name}.{part}": value.contiguous() for part, value in parts.items() if value is not None}
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, metadata={"queries": json.dumps(batch.names)})
     return file

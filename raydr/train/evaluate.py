@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from raydr.data.examples import ExampleSet
-from raydr.train.batches import GroupTokenizer, pad
+from raydr.train.batches import GroupTokenizer, Texts, Tokenized
 from raydr.train.distributed import all_parts, most_of_all_workers, num_workers, worker_rank
-from raydr.train.objective import Tokens
 
 if TYPE_CHECKING:
     from raydr.train.engine import Engine
@@ -39,7 +38,7 @@ def evaluate(engine: Engine, examples: ExampleSet, tokenizer: GroupTokenizer) ->
     return _measure(run, examples)
 
 
-def _sample(examples: ExampleSet, tokenizer: GroupTokenizer) -> dict[str, list[list[int]]]:
+def _sample(examples: ExampleSet, tokenizer: GroupTokenizer) -> Tokenized:
     return tokenizer.tokenize([examples.query(0)], [examples.passages(examples.positives(0)[:1])])
 
 
@@ -74,8 +73,9 @@ def _own(count: int) -> range:
     return range(count * worker_rank() // num_workers(), count * (worker_rank() + 1) // num_workers())
 
 
-def _forward(engine: Engine, token_ids: list[list[int]], pad_id: int) -> Tensor:
+def _forward(engine: Engine, texts: Texts, pad_id: int) -> Tensor:
     """The network's output for every text, in order; short and long texts do not share a chunk."""
+    token_ids = texts.ids
     order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
     chunks: list[list[int]] = []
     start = 0
@@ -89,8 +89,8 @@ def _forward(engine: Engine, token_ids: list[list[int]], pad_id: int) -> Tensor:
     padded = chunks + [[]] * (max(1, most_of_all_workers(len(chunks), engine.device)) - len(chunks))
     outputs = []
     for chunk in padded:
-        tokens: Tokens = pad([token_ids[i] for i in chunk] or [[pad_id]], pad_id).to(engine.device)
-        outputs.append(engine(tokens.ids, tokens.mask)[: len(chunk)])
+        own = texts.take(chunk) if chunk else Texts([[pad_id]])
+        outputs.append(engine(*own.padded(pad_id).to(engine.device).inputs)[: len(chunk)])
     return torch.cat(outputs)[torch.argsort(torch.tensor(order, dtype=torch.int64, device=engine.device))]
 
 

@@ -40,7 +40,7 @@ class Trainable(Protocol):
     def device(self) -> torch.device: ...
 
     def __call__(self, *inputs: Tensor | None) -> Any:
-        """Embeddings of token ids and their mask: Float[Tensor, "text dim"]."""
+        """Embeddings of `Tokens.inputs`: Float[Tensor, "text dim"]."""
         ...
 
     def backward(self, loss: Float[Tensor, ""]) -> None: ...
@@ -117,7 +117,7 @@ class _Plan:
     def __init__(self, tokens: Tokens, chunk_tokens: int | None) -> None:
         lengths = tokens.lengths
         self._order = torch.argsort(lengths, stable=True)
-        self._tokens = Tokens(tokens.ids[self._order], None if tokens.mask is None else tokens.mask[self._order])
+        self._tokens = tokens.take(self._order)
         most = chunk_tokens or _BUCKET_TOKENS[tokens.ids.device.type]
         widths = lengths[self._order].tolist()
         self._bounds = list(_cut(widths, most))
@@ -153,8 +153,7 @@ class _Plan:
             engine.backward((embeddings.float() * gradients[start:end]).sum())
 
     def _forward(self, engine: Trainable, start: int, end: int) -> Float[Tensor, "text ..."]:
-        chunk = self._tokens.part(start, end)
-        return engine(chunk.ids, chunk.mask)
+        return engine(*self._tokens.part(start, end).inputs)
 
 
 def _cut(lengths: list[int], chunk_tokens: int) -> Iterator[tuple[int, int]]:

@@ -29,6 +29,8 @@ class Group(NamedTuple):
     """A teacher's score of each passage, where the method has one."""
     cluster: int = -1
     """A label that queries of one topic or task share; -1: none."""
+    wording: int = 0
+    """Which of its instruction's wordings the query is given with, modulo their number."""
 
 
 @runtime_checkable

@@ -49,7 +49,7 @@ def test_the_reranker_scores_as_the_network_does(tmp_path, precision, tolerance)
     network, tokenizer = method.build_model().eval(), method.build_tokenizer()
     for (asked, passage), score in zip(pairs, scores, strict=True):
         ids = tokenizer.tokenize([asked], [[passage]])
-        query_ids, passage_ids = (torch.tensor(ids[name]) for name in ("queries", "passages"))
+        query_ids, passage_ids = (torch.tensor(ids[name].ids) for name in ("queries", "passages"))
         masks = torch.ones_like(query_ids), torch.ones_like(passage_ids)
         expected = late_interaction(network(query_ids), network(passage_ids), *masks)
         assert score == pytest.approx(expected.item(), abs=tolerance)

@@ -24,7 +24,6 @@ from raydr.losses import lambdarank, listnet, ranknet
 from raydr.methods.first import First, FirstReranker, WindowBatches, to_ranks
 from raydr.models.causal_lm import left_padded
 from raydr.stages.score import open_scores
-from raydr.train.batches import pad
 from raydr.train.config import TrainConfig
 from raydr.train.metrics import read_metrics
 from raydr.train.objective import Labels, TrainBatch
@@ -140,7 +139,7 @@ def windows(method, *, sizes=(4, 4), seed=0):
     teacher = torch.from_numpy(rng.permuted(np.tile(np.arange(sizes[0]), (len(sizes), 1)), axis=1)).float()
     num_passages = sum(sizes)
     labels = Labels(torch.arange(num_passages), torch.zeros(len(sizes), 1, dtype=torch.int64), teacher_scores=teacher)
-    return TrainBatch(labels, pairs=pad(tokens, 0)), tokens
+    return TrainBatch(labels, pairs=tokens.padded(0)), tokens.ids
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,7 +268,7 @@ def test_a_small_network_learns_an_order_and_what_is_saved_reranks(causal_lm, tm
         tokens = tokenizer.tokenize([own.query(group.query) for group in groups], texts)["pairs"]
         teacher = torch.tensor([group.teacher_scores for group in groups])
         labels = Labels(torch.arange(teacher.numel()), torch.zeros(8, 1, dtype=torch.int64), teacher_scores=teacher)
-        output = objective(network, TrainBatch(labels, pairs=pad(tokens, 0)))
+        output = objective(network, TrainBatch(labels, pairs=tokens.padded(0)))
         optimizer.zero_grad()
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
