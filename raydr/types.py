@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.sparse import csr_array
 
-
 Modality: TypeAlias = Literal["text", "image", "image,text"]
 """What a query or a passage is made of; the words are M-BEIR's."""
 

@@ -69,7 +69,7 @@ _DECIDING = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt
 
 def fingerprint(path: Path, more: Sequence[str] = ()) -> str:
     """SHA-256 (hex) over what decides a checkpoint's outputs, and the files of the further names where they exist."""
-    names = sorted({file.name for pattern in (*_DECIDING, *more) for file in path.glob(pattern)})
+    names = sorted(file.name for pattern in (*_DECIDING, *more) for file in path.glob(pattern))
     digest = hashlib.sha256()
     for name in names:
         file = path / name

@@ -27,19 +27,23 @@ _MIN_SHARE_TOKENS = 128
 Forward: TypeAlias = Callable[[Int64[np.ndarray, " row"]], Float32[np.ndarray, "row dim"]]
 
 
-@runtime_checkable
-class Backend(Protocol):
-    """Runs the network on one batch; must allow `num_streams` calls at once."""
+class Streams(Protocol):
+    """What runs batches, `num_streams` of them at once."""
 
     num_streams: int
-
-    def forward(
-        self, input_ids: Int64[np.ndarray, "text token"], attention_mask: Int64[np.ndarray, "text token"] | None
-    ) -> Float32[np.ndarray, "text dim"]: ...
 
     def free_memory(self) -> None:
         """Gives unused memory back after a batch did not fit."""
         ...
+
+
+@runtime_checkable
+class Backend(Streams, Protocol):
+    """Runs the network on one batch; must allow `num_streams` calls at once."""
+
+    def forward(
+        self, input_ids: Int64[np.ndarray, "text token"], attention_mask: Int64[np.ndarray, "text token"] | None
+    ) -> Float32[np.ndarray, "text dim"]: ...
 
 
 @dataclass
@@ -57,27 +61,22 @@ class EncoderStats:
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
 
-class TokenBatcher:
-    """Feeds a backend; `batch_tokens` shrinks when memory runs out and stays small."""
+class RowBatcher:
+    """Plans batches of texts of known lengths; `batch_tokens` shrinks when memory runs out and stays small."""
 
-    def __init__(self, backend: Backend, *, dim: int, batch_tokens: int, pad_id: int) -> None:
+    def __init__(self, streams: Streams, *, dim: int, batch_tokens: int) -> None:
         self.batch_tokens = batch_tokens
         self.stats = EncoderStats()
-        self._backend = backend
+        self._streams = streams
         self._dim = dim
-        self._pad_id = pad_id
-
-    def run(self, token_ids: Sequence[Sequence[int]]) -> Float32[np.ndarray, "text dim"]:
-        """One embedding per text. Raises what the backend raises when a single text does not fit in memory."""
-        lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
-        return self.run_rows(
-            lengths, lambda rows: self._backend.forward(*collate([token_ids[row] for row in rows], self._pad_id))
-        )
 
     def run_rows(self, lengths: Int64[np.ndarray, " text"], forward: Forward) -> Float32[np.ndarray, "text dim"]:
-        """The same where `forward` embeds the texts in the given rows, whatever else there is to them."""
+        """One embedding per text, where `forward` embeds the texts in the given rows.
+
+        Raises what `forward` raises when a single text does not fit in memory.
+        """
         embeddings = np.empty((len(lengths), self._dim), dtype=np.float32)
-        streams = self._backend.num_streams
+        streams = self._streams.num_streams
         share = max(_MIN_SHARE_TOKENS, -(-int(lengths.sum()) // streams))
         batches = plan(lengths, min(self.batch_tokens, share))
         self.stats.texts += len(lengths)
@@ -105,8 +104,23 @@ class TokenBatcher:
     def _back_off(self, failed_tokens: int) -> None:
         # Outside the except block, where the error's traceback no longer keeps the failed batch's tensors alive.
         self.batch_tokens = max(1, min(self.batch_tokens, failed_tokens) // 2)
-        self._backend.free_memory()
+        self._streams.free_memory()
         log.warning("out of memory on a batch of %d tokens; going on with %d", failed_tokens, self.batch_tokens)
+
+
+class TokenBatcher(RowBatcher):
+    """Feeds a backend with token ids."""
+
+    def __init__(self, backend: Backend, *, dim: int, batch_tokens: int, pad_id: int) -> None:
+        super().__init__(backend, dim=dim, batch_tokens=batch_tokens)
+        self._backend, self._pad_id = backend, pad_id
+
+    def run(self, token_ids: Sequence[Sequence[int]]) -> Float32[np.ndarray, "text dim"]:
+        """One embedding per text. Raises what the backend raises when a single text does not fit in memory."""
+        lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
+        return self.run_rows(
+            lengths, lambda rows: self._backend.forward(*collate([token_ids[row] for row in rows], self._pad_id))
+        )
 
 
 def _try(forward: Forward, rows: Int64[np.ndarray, " row"], embeddings: Float32[np.ndarray, "text dim"]) -> bool:

@@ -54,7 +54,7 @@ class BoundedTokenizer:
         num_special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= num_special:
             raise ConfigError(f"a maximum of {max_tokens} tokens leaves no room beside {num_special} special tokens")
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._prefix_characters = max(1, max_tokens * characters_per_token)
         self._is_local = is_local(json.loads(tokenizer.to_str()))
         # Own copies, because truncation is a state of the tokenizer and threads may share the original.
@@ -80,7 +80,7 @@ class BoundedTokenizer:
             encodings = self._whole.encode_batch(list(prefixes.values()), add_special_tokens=False)
             for (i, prefix), encoding in zip(prefixes.items(), encodings, strict=True):
                 stable_until = prefix.rfind(" ")
-                if sum(end <= stable_until for _, end in encoding.offsets) >= self._max_tokens:
+                if sum(end <= stable_until for _, end in encoding.offsets) >= self.max_tokens:
                     texts[i] = prefix
                     pending.remove(i)
             limit *= 2

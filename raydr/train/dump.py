@@ -1,4 +1,4 @@
-"""Keeps the batch of a step that went wrong, to be looked at: token ids, masks, pictures and labels in one safetensors file."""
+"""Keeps the batch of a step that went wrong, to be looked at: tokens, pictures and labels in one safetensors file."""
 
 from __future__ import annotations
 

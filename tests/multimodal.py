@@ -1,0 +1,114 @@
+"""Small multimodal models of transformers' own classes, and raydr's networks of their parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from raydr.models.multimodal import (
+    LatentAttention,
+    LlavaVision,
+    MultimodalEmbedder,
+    MultimodalPooling,
+    Preprocessing,
+    QwenVision,
+)
+
+VOCABULARY = 200
+IMAGE = VOCABULARY - 1
+PREPROCESSING = Preprocessing(32, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+_VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "projection_dim": 32,
+}
+_WORDS = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def llava_model(vocab_size: int = VOCABULARY, **config: Any) -> Any:
+    from transformers import LlavaNextConfig, LlavaNextModel
+
+    torch.manual_seed(0)
+    words = {"model_type": "mistral", **_WORDS, "vocab_size": vocab_size}
+    return LlavaNextModel(
+        LlavaNextConfig(text_config=words, vision_config=_VISION, **{"image_token_index": IMAGE, **config})
+    ).eval()
+
+
+def qwen_model(kind: str, vocab_size: int = VOCABULARY) -> Any:
+    import transformers
+
+    name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[kind]
+    vision = {"depth": 2, "num_heads": 2, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    if kind == "qwen2_vl":
+        vision |= {"embed_dim": 32, "hidden_size": 64}
+    else:
+        vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "window_size": 16}
+        vision |= {"fullatt_block_indexes": [1]}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        text_config={**_WORDS, "vocab_size": vocab_size, "rope_parameters": rope},
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VOCABULARY - 2,
+        vision_start_token_id=VOCABULARY - 3,
+        vision_end_token_id=VOCABULARY - 4,
+    )
+    return getattr(transformers, f"{name}Model")(config).eval()
+
+
+def dual_model(kind: str, vocab_size: int = VOCABULARY) -> Any:
+    import transformers
+
+    vision = {name: value for name, value in _VISION.items() if name != "model_type"}
+    torch.manual_seed(0)
+    if kind == "clip":
+        text = {name: value for name, value in _WORDS.items() if name != "num_key_value_heads"}
+        config = transformers.CLIPConfig(
+            text_config={**text, "vocab_size": vocab_size}, vision_config=vision, projection_dim=48
+        )
+        return transformers.CLIPModel(config).eval()
+    words = transformers.BertConfig(**{**_WORDS, "vocab_size": vocab_size})
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        transformers.CLIPVisionConfig(**vision), words, projection_dim=64
+    )
+    return transformers.VisionTextDualEncoderModel(config).eval()
+
+
+def llava_network(*, pooling: MultimodalPooling = "mean", bidirectional: bool = False) -> MultimodalEmbedder:
+    model = llava_model()
+    return _network(model, LlavaVision(model, PREPROCESSING), pooling, bidirectional)
+
+
+def qwen_network(kind: str, *, pooling: MultimodalPooling = "mean", bidirectional: bool = False) -> MultimodalEmbedder:
+    model = qwen_model(kind)
+    return _network(model, QwenVision(model, PREPROCESSING), pooling, bidirectional)
+
+
+def _network(model: Any, vision: Any, pooling: MultimodalPooling, bidirectional: bool) -> MultimodalEmbedder:
+    latent = LatentAttention(64, num_latents=8, num_heads=2, head_dim=64, hidden=128) if pooling == "latent" else None
+    return MultimodalEmbedder(
+        model.language_model,
+        vision,
+        image_token_id=IMAGE,
+        pooling=pooling,
+        latent=latent,
+        bidirectional=bidirectional,
+    ).eval()
