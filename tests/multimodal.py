@@ -51,7 +51,7 @@ def llava_model(vocab_size: int = VOCABULARY, **config: Any) -> Any:
     ).eval()
 
 
-def qwen_model(kind: str, vocab_size: int = VOCABULARY) -> Any:
+def qwen_model(kind: str, vocab_size: int = VOCABULARY, **config: Any) -> Any:
     import transformers
 
     name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[kind]
@@ -63,15 +63,15 @@ def qwen_model(kind: str, vocab_size: int = VOCABULARY) -> Any:
         vision |= {"fullatt_block_indexes": [1]}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(
+    made = getattr(transformers, f"{name}Config")(
         text_config={**_WORDS, "vocab_size": vocab_size, "rope_parameters": rope},
         vision_config=vision,
-        image_token_id=IMAGE,
         video_token_id=VOCABULARY - 2,
         vision_start_token_id=VOCABULARY - 3,
         vision_end_token_id=VOCABULARY - 4,
+        **{"image_token_id": IMAGE, **config},
     )
-    return getattr(transformers, f"{name}Model")(config).eval()
+    return getattr(transformers, f"{name}Model")(made).eval()
 
 
 def dual_model(kind: str, vocab_size: int = VOCABULARY) -> Any:
@@ -85,7 +85,7 @@ def dual_model(kind: str, vocab_size: int = VOCABULARY) -> Any:
             text_config={**text, "vocab_size": vocab_size}, vision_config=vision, projection_dim=48
         )
         return transformers.CLIPModel(config).eval()
-    words = transformers.BertConfig(**{**_WORDS, "vocab_size": vocab_size})
+    words = transformers.BertConfig(**{**_WORDS, "vocab_size": vocab_size, "initializer_range": 0.2})
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
         transformers.CLIPVisionConfig(**vision), words, projection_dim=64
     )

@@ -27,6 +27,7 @@ from raydr.data.images import decode_rgb
 from raydr.encoders.checkpoint import fingerprint, locate
 from raydr.encoders.precision import Precision, choose_precision
 from raydr.encoders.text import available_cpus
+from raydr.encoders.texts import Texts
 from raydr.encoders.token_batches import EncoderStats, RowBatcher
 from raydr.encoders.tokenization import BoundedTokenizer, load_tokenizer
 from raydr.errors import ConfigError
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from raydr.models.multimodal import MultimodalPooling, Preprocessing
-    from raydr.train.batches import Texts
 
 SETTINGS = "raydr.json"
 LATENT = "latent_attention.safetensors"
@@ -128,10 +128,7 @@ class MultimodalCheckpoint:
         block = int(vision.get("patch_size", 1)) * int(vision.get("spatial_merge_size", 1))
         if side % block:
             raise ConfigError(f"image_size: {side} is no multiple of {block}, the side of a patch of {self.path}")
-        mean, std = (
-            tuple(own.get(name) or default) for name, default in (("image_mean", _CLIP_MEAN), ("image_std", _CLIP_STD))
-        )
-        return Preprocessing(side, mean, std)
+        return Preprocessing(side, _three(own.get("image_mean", _CLIP_MEAN)), _three(own.get("image_std", _CLIP_STD)))
 
     @property
     def dim(self) -> int:
@@ -210,17 +207,12 @@ class MultimodalReader:
 
     def texts(self, read: Sequence[Read]) -> Texts:
         """As training reads them."""
-        from raydr.train.batches import Texts
-
         return Texts([r.ids for r in read], [r.first_pooled for r in read], [r.pixels for r in read])
 
     def _read(
         self, side: str, prefixes: Sequence[str], texts: Sequence[str], images: Sequence[bytes | None]
     ) -> list[Read]:
-        if self._of.is_dual:
-            images_in = [None] * len(images)
-        else:
-            images_in = list(images)
+        images_in = [None] * len(images) if self._of.is_dual else list(images)
         before = self._encode(side, prefixes)
         # Without a picture between them, prefix and text are one string, as a tokenizer expects it.
         joined = [
@@ -231,16 +223,17 @@ class MultimodalReader:
         limit = self._by_side[side].max_tokens
         found = []
         for start, rest, text, image, shown in zip(before, behind, texts, images, images_in, strict=True):
-            first = len(self._first) + len(start)
             ids = rest if shown is None else [*start, *self._placeholders, *rest[: max(0, limit - len(start))]]
             ids = [*self._first, *ids, *self._last]
             pixels = None if image is None else square(image, self._of.preprocessing.size)
-            if self._of.is_dual and image is not None and not text and not start:
-                first = len(ids)  # of a picture alone, no token says anything
-            elif self._of.is_dual:
-                first = 0  # the instruction is read as part of the text
-            found.append(Read(ids, min(first, len(ids) - 1) if not self._of.is_dual else first, pixels))
+            found.append(Read(ids, self._first_pooled(ids, start, text, image), pixels))
         return found
+
+    def _first_pooled(self, ids: list[int], start: list[int], text: str, image: bytes | None) -> int:
+        if self._of.is_dual:  # the instruction is part of the text; of a picture alone, no token says anything
+            return len(ids) if image is not None and not text and not start else 0
+        # The token that begins every text counts with the instruction, if there is one. One that is left always counts.
+        return min(len(self._first) + len(start), len(ids) - 1) if start else 0
 
     @cached_property
     def _placeholders(self) -> list[int]:
@@ -355,6 +348,11 @@ def square(image: bytes, size: int) -> bytes:
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return picture.tobytes()
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
 
 
 def _without_special(tokenizer: Tokenizer) -> Tokenizer:

@@ -27,6 +27,7 @@ _MIN_SHARE_TOKENS = 128
 Forward: TypeAlias = Callable[[Int64[np.ndarray, " row"]], Float32[np.ndarray, "row dim"]]
 
 
+@runtime_checkable
 class Streams(Protocol):
     """What runs batches, `num_streams` of them at once."""
 

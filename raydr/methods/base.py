@@ -21,10 +21,11 @@ from pydantic import Field
 
 from raydr.config import Component, Config, ConfigClass
 from raydr.data.examples import ExampleSet
+from raydr.encoders.multimodal import MultimodalCheckpoint, MultimodalEncoder, MultimodalEncoderConfig
 from raydr.encoders.text import TextEncoder, TextEncoderConfig
 from raydr.errors import ConfigError
 from raydr.protocols import Encoder, QueryRefiner, Reranker
-from raydr.train.batches import BatchTokenizer, GroupTokenizer, Tokenized
+from raydr.train.batches import BatchTokenizer, GroupTokenizer, MultimodalTokenizer, Tokenized
 from raydr.train.sampling import BatchSampler, RandomBatches
 from raydr.train.trainer import MODEL
 from raydr.types import Embeddings, Passage, Query
@@ -176,6 +177,57 @@ class DualEncoderMethod(Method):
 
     def build_tokenizer(self) -> GroupTokenizer:
         return BatchTokenizer(self.encoder_config)
+
+    def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
+        return RandomBatches(
+            examples,
+            batch_size=batch_size,
+            num_negatives=self.config.num_negatives,
+            depth=self.config.negative_depth,
+            seed=seed,
+        )
+
+
+class MultimodalConfig(MultimodalEncoderConfig):
+    """A multimodal encoder's settings, and what it is trained with."""
+
+    train_vision: bool = False
+    """Whether the vision tower is trained; the projector behind it and the pooling head always are."""
+    num_negatives: int = Field(default=0, ge=0)
+    """Negatives of each query in a batch, beside the other queries' passages."""
+    negative_depth: int | None = Field(default=None, ge=1)
+    """Negatives are drawn from so many of the hardest candidates; null: from all."""
+
+
+class MultimodalMethod(Method):
+    """A method that trains an encoder of texts and pictures: its network, its tokens; a paper adds its objective."""
+
+    Config: ClassVar[ConfigClass] = MultimodalConfig
+
+    config: Any
+    """An instance of this class's own `Config`, which is a `MultimodalConfig`."""
+
+    @property
+    def encoder_config(self) -> MultimodalEncoderConfig:
+        """The settings of the encoder alone."""
+        own = MultimodalEncoderConfig.model_fields
+        return MultimodalEncoderConfig(**{name: getattr(self.config, name) for name in own})
+
+    def build_encoder(self) -> Encoder:
+        return MultimodalEncoder(self.encoder_config)
+
+    def build_model(self) -> nn.Module:
+        network = MultimodalCheckpoint(self.encoder_config).load("float32")
+        network.vision_tower.requires_grad_(self.config.train_vision)
+        return network
+
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        from raydr.encoders.multimodal_weights import save
+
+        save(model, MultimodalCheckpoint(self.encoder_config), folder)
+
+    def build_tokenizer(self) -> GroupTokenizer:
+        return MultimodalTokenizer(self.encoder_config)
 
     def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
         return RandomBatches(

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from raydr.encoders.cross_encoder import CrossEncoderReranker, PairConfig, PairEncoding, load_cross_encoder
+from raydr.encoders.texts import Texts
 from raydr.errors import ConfigError
 from raydr.losses import listwise, pointwise
 from raydr.methods.base import RankerConfig, RankerMethod
-from raydr.train.batches import Texts
 from raydr.train.grad_cache import outputs
 from raydr.train.objective import LossOutput, TrainBatch
 

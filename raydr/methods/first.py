@@ -44,6 +44,7 @@ from torch.nn import functional
 from raydr.config import Component, validate
 from raydr.data.example_files import FILE_SOURCE
 from raydr.data.spans import span_examples, span_queries
+from raydr.encoders.texts import Texts
 from raydr.errors import ConfigError
 from raydr.llm.engine import load_llm_tokenizer
 from raydr.llm.listwise import ListwiseConfig, ListwiseReranker, RankedWindow
@@ -53,7 +54,6 @@ from raydr.losses import lambdarank, listnet, ranknet
 from raydr.methods.base import RankerMethod
 from raydr.stages.score import open_scores
 from raydr.storage import Location
-from raydr.train.batches import Texts
 from raydr.train.objective import LossOutput, TrainBatch
 from raydr.train.sampling import BatchSampler, Group
 from raydr.train.trainer import MODEL

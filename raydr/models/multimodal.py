@@ -42,12 +42,13 @@ class _Normalize(nn.Module):
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        # Not saved: the checkpoint's own preprocessor_config.json says them.
-        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
+        # No buffers: training in bfloat16 would round them.
+        self._mean = [255 * value for value in preprocessing.mean]
+        self._std = [255 * value for value in preprocessing.std]
 
     def forward(self, pixels: UInt8[Tensor, "image 3 size size"]) -> Float[Tensor, "image 3 size size"]:
-        return (pixels.float() - self.mean.float()) / self.std.float()
+        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self._mean, self._std))
+        return (pixels.float() - mean) / std
 
 
 class LlavaVision(nn.Module):
@@ -208,9 +209,14 @@ class MultimodalEmbedder(nn.Module):
             embeddings = last_token(hidden, attention_mask)
         else:
             if self.latent is not None:
-                hidden = self.latent(hidden)
+                hidden = self.latent(hidden.to(self.latent.latents.dtype)).float()
             embeddings = mean_of_tokens(hidden, attention_mask if pooled is None else pooled)
         return nn.functional.normalize(embeddings, dim=-1) if self.normalize else embeddings
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """What turns pictures into features, before the projector."""
+        return self.vision.tower
 
     def _embedded(
         self, input_ids: Tensor, is_visual: Bool[Tensor, "text token"], pixels: Tensor | None
@@ -291,6 +297,11 @@ class ScoreFusion(nn.Module):
             nothing = input_ids.new_zeros((1, 3, self.size, self.size), dtype=torch.uint8)
             words = words + 0 * self._pictures(nothing).sum().float()
         return nn.functional.normalize(words, dim=-1) if self.normalize else words
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """What turns pictures into features, before the projection."""
+        return self.transformer.vision_model
 
     def _words(self, input_ids: Tensor, attention_mask: Tensor | None) -> Float[Tensor, "text dim"]:
         model = self.transformer

@@ -11,7 +11,6 @@ its stream at its step, nothing before it is tokenised again.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,64 +20,23 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import pyarrow as pa
 
 from raydr.data.examples import ExampleSet
+from raydr.encoders.multimodal import MultimodalCheckpoint, MultimodalEncoderConfig, MultimodalReader
 from raydr.encoders.text import TextEncoder, TextEncoderConfig
+from raydr.encoders.texts import Texts
 from raydr.train.sampling import BatchSampler, Group, share
 from raydr.types import Passage, Query
 
 if TYPE_CHECKING:
     import torch
 
-    from raydr.train.objective import Tokens, TrainBatch
+    from raydr.train.objective import TrainBatch
 
 _BATCHES_PER_BLOCK = 16
 _BLOCKS_AHEAD = 256
 """Blocks in one execution of Ray Data: a plan is a few numbers for each group, starting an execution costs seconds."""
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Texts as a network reads them, not padded yet, some with a picture."""
-
-    ids: list[list[int]]
-    first_pooled: list[int] | None = None
-    """Of each, how many tokens at its start are left out of its embedding; None: of networks that leave out none."""
-    pixels: list[bytes | None] | None = None
-    """The picture of each: rows of RGB, of a square; None: of networks that see none."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: Sequence[int]) -> Texts:
-        """The texts `rows`, in that order."""
-        return Texts(*(None if part is None else [part[row] for row in rows] for part in self.parts.values()))
-
-    @property
-    def parts(self) -> dict[str, list | None]:
-        return {"ids": self.ids, "first_pooled": self.first_pooled, "pixels": self.pixels}
-
-    def padded(self, pad_id: int, *, multiple_of: int = 1) -> Tokens:
-        """As tensors, on the CPU, padded on the right to the longest and on to a multiple of `multiple_of` tokens."""
-        import numpy as np
-        import torch
-
-        from raydr.encoders.token_batches import collate
-        from raydr.train.objective import Pictures, Tokens
-
-        ids, mask = collate(self.ids, pad_id, multiple_of=multiple_of)
-        tokens = Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask))
-        if self.first_pooled is not None:
-            counted = torch.arange(ids.shape[1]) >= torch.tensor(self.first_pooled)[:, None]
-            tokens = tokens._replace(pooled=tokens.full_mask * counted)
-        rows = [row for row, pixels in enumerate(self.pixels or ()) if pixels is not None]
-        if rows and self.pixels is not None:
-            raw = np.frombuffer(b"".join(self.pixels[row] or b"" for row in rows), dtype=np.uint8).copy()
-            side = math.isqrt(len(raw) // len(rows) // 3)
-            pixels = torch.from_numpy(raw).view(len(rows), side, side, 3).permute(0, 3, 1, 2)
-            tokens = tokens._replace(pictures=Pictures(pixels.contiguous(), torch.tensor(rows)))
-        return tokens
-
-
-Tokenized: TypeAlias = "dict[str, Texts]"
+Tokenized: TypeAlias = dict[str, Texts]
 
 
 @runtime_checkable
@@ -109,6 +67,27 @@ class BatchTokenizer:
     @property
     def pad_id(self) -> int:
         return _encoder(self.config).pad_id
+
+
+@dataclass(frozen=True)
+class MultimodalTokenizer:
+    """Queries and passages apart, pictures and all, as a multimodal encoder reads them."""
+
+    config: MultimodalEncoderConfig
+
+    def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
+        reader = _reader(self.config)
+        passages = list(chain.from_iterable(groups))
+        return {"queries": reader.texts(reader.queries(queries)), "passages": reader.texts(reader.passages(passages))}
+
+    @property
+    def pad_id(self) -> int:
+        return _reader(self.config).pad_id
+
+
+@functools.lru_cache(maxsize=4)
+def _reader(config: MultimodalEncoderConfig) -> MultimodalReader:
+    return MultimodalReader(MultimodalCheckpoint(config))
 
 
 @functools.lru_cache(maxsize=4)

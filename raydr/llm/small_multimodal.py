@@ -27,7 +27,7 @@ from raydr.llm.small import causal_from_encoder
 
 KIND = "model"
 MODEL = "model"
-_IMAGE_TOKEN = "[unused0]"
+_PLACEHOLDER = "[unused0]"
 _MEAN, _STD = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 
 
@@ -113,9 +113,9 @@ def _llava(text: str, tower: Path, seed: int, folder: Path) -> None:
     causal_from_encoder(text, words_folder, extra_layers=0)
     words: Any = load_transformer(AutoModel, words_folder, dtype=torch.float32)
     tokenizer: Any = AutoTokenizer.from_pretrained(words_folder, local_files_only=True, trust_remote_code=False)
-    image = tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
+    image = tokenizer.convert_tokens_to_ids(_PLACEHOLDER)
     if image in (None, tokenizer.unk_token_id):
-        raise ConfigError(f"{text}: its vocabulary has no {_IMAGE_TOKEN} to stand for pictures")
+        raise ConfigError(f"{text}: its vocabulary has no {_PLACEHOLDER} to stand for pictures")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         config = LlavaNextConfig(
