@@ -34,8 +34,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from raydr.errors import ConfigError
+from raydr.llm.small_multimodal import small_llava
 from raydr.losses import contrastive
 from raydr.methods.base import MultimodalConfig, MultimodalMethod
+from raydr.storage import Location
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
 from raydr.train.sampling import BatchSampler, HomogeneousBatches, ModalityBatches, RandomBatches
 from raydr.train.trainer import MODEL
@@ -67,6 +69,11 @@ class MMEmbed(MultimodalMethod):
     """A multimodal language model as a retriever, trained in stages."""
 
     class Config(MultimodalConfig):
+        start: Literal["checkpoint", "encoder"] = "checkpoint"
+        """`encoder`: `model` is a text encoder, which is made a LLaVA-NeXT with the vision tower of `tower` before
+        training."""
+        tower: Location | None = None
+        """`start: encoder`: the folder of a trained dual encoder of raydr's (`raydr.methods.clip`)."""
         temperature: float = Field(default=0.05, gt=0)
         """Scores are divided by it; not stated by the paper."""
         stage: Stage = "random"
@@ -115,17 +122,31 @@ class MMEmbed(MultimodalMethod):
             raise ConfigError("mine.modality_aware: MM-Embed mines by modality; set it, if only to {}")
         if self.config.text_steps and not self.config.text_tasks:
             raise ConfigError("text_steps: name the tasks of text retrieval that are mixed in: method.args.text_tasks")
-        start = self.config.model
+        start = self._start(steps)
         random = self._train(steps, "random", start, steps.positives("examples_positive"))
-        found_by = self.trained(str(random))
+        found_by = self._trained(random)
         examples = steps.mine(found_by, steps.index(found_by, "random_index"), "examples_hard")
         hard = self._train(steps, "hard", str(random) if self.config.hard_from == "random" else start, examples)
         if not self.config.text_steps:
-            return self.trained(str(hard))
-        return self.trained(str(self._train(steps, "text", str(hard), examples)))
+            return self._trained(hard)
+        return self._trained(self._train(steps, "text", str(hard), examples))
+
+    def _trained(self, model: Path) -> Component:
+        return self._with({"model": str(model), "start": "checkpoint", "tower": None})
+
+    def _start(self, steps: Steps) -> str:
+        """The checkpoint that training starts from."""
+        if self.config.start == "checkpoint":
+            return self.config.model
+        if self.config.tower is None:
+            raise ConfigError("tower: start: encoder needs a vision tower; name a trained dual encoder's folder")
+        folder, seed = steps.config.out / "start", steps.train_config.seed
+        return str(small_llava(self.config.model, folder, tower=str(self.config.tower), seed=seed).resolve())
 
     def _train(self, steps: Steps, stage: Stage, model: str, examples: ExampleSet) -> Path:
         """The weights that a stage ends with, trained from `model`."""
         config = steps.train_config.model_copy(update={"max_steps": getattr(self.config, f"{stage}_steps")})
-        trained = steps.train(self._with({"model": model, "stage": stage}), config, examples, f"train_{stage}")
+        trained = steps.train(
+            self._with({"model": model, "start": "checkpoint", "stage": stage}), config, examples, f"train_{stage}"
+        )
         return (trained.path / MODEL).resolve()
