@@ -13,7 +13,8 @@ Two folders, because what a picture shows in the test part is shown nowhere in t
 | emoji: image,text to image | a picture and "the same with dark skin tone" | the pictures that fit |
 | squad: text to text | a question | its paragraph |
 
-Pictures with the very same pixels are all right where one of them is. Each part is one pool of all modalities.
+Pictures with the very same pixels are all right where one of them is. Each part is one pool of all modalities; the
+picture that a query asks with (`asked_with`) is in it, and no answer to it.
 
     python benchmarks/emoji_collection.py --data DATA --out runs/emoji
 """
@@ -90,6 +91,7 @@ def _write(data: Path, folder: Path, pictures: list[dict[str, Any]], splits: tup
             "image": pa.binary(),
             "instructions": pa.list_(pa.string()),
             "task": pa.string(),
+            "asked_with": pa.string(),
         }
     )
     pq.write_table(pa.Table.from_pylist(queries, schema=schema), folder / "queries.parquet")
@@ -106,21 +108,22 @@ def _queries(data: Path, pictures: list[dict[str, Any]], split: str) -> Iterator
         found = (twins[by_id[one]["same_as"] or one] for one in ids if one in by_id)
         return sorted({one for group in found for one in group})
 
-    def query(query_id: str, task: str, text: str, image: bytes | None = None) -> dict[str, Any]:
-        return {"query_id": query_id, "text": text, "image": image, "instructions": INSTRUCTIONS[task], "task": task}
+    def query(query_id: str, task: str, text: str, picture: str | None = None) -> dict[str, Any]:
+        image = by_id[picture]["png"] if picture is not None else None
+        asked = {"query_id": query_id, "text": text, "image": image, "asked_with": picture}
+        return {**asked, "instructions": INSTRUCTIONS[task], "task": task}
 
     for row in pictures:
         yield query(f"t-{row['id']}", "emoji: text to image", row["name"]), alike([row["id"]])
         names = [f"name-{one}" for one in alike([row["id"]])]
-        yield query(f"i-{row['id']}", "emoji: image to text", "", row["png"]), names
+        yield query(f"i-{row['id']}", "emoji: image to text", "", row["id"]), names
     texts = {line["_id"]: line for line in _lines(data / "emoji_noto/text2image/queries.jsonl")}
     for query_id, targets in _qrels(data / f"emoji_noto/text2image/qrels/{split}.tsv").items():
         if texts[query_id]["kind"] == "keyword":
             yield query(f"k-{query_id}", "emoji: keyword to image", texts[query_id]["text"]), alike(targets)
     for line in _lines(data / "emoji_noto/composed.jsonl.gz"):
         if line["split"] == split and line["image_id"] in by_id and (targets := alike(line["target_ids"])):
-            picture = by_id[line["image_id"]]["png"]
-            yield query(f"c-{line['_id']}", "emoji: image,text to image", line["text"], picture), targets
+            yield query(f"c-{line['_id']}", "emoji: image,text to image", line["text"], line["image_id"]), targets
     asked = {line["_id"]: line["text"] for line in _lines(data / "squad/queries.jsonl")}
     for query_id, targets in _qrels(data / f"squad/qrels/{split}.tsv").items():
         yield query(f"s-{query_id}", TEXT_TASK, asked[query_id]), [f"squad-{one}" for one in targets]
