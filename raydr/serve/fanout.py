@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from raydr.serve import metrics
+from raydr.serve.answers import MissingShard
 from raydr.serve.errors import ApiError
-from raydr.serve.schema import MissingShard
 from raydr.serve.shard import IndexInfo
 
 logger = logging.getLogger("ray.serve")

@@ -22,6 +22,19 @@ from pydantic import BaseModel
 from starlette.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from raydr.serve.answers import (
+    EmbeddingItem,
+    EmbeddingsAnswer,
+    ErrorAnswer,
+    ModelList,
+    RerankAnswer,
+    RerankDocument,
+    RerankItem,
+    SearchAnswer,
+    Status,
+    TeiRerankItem,
+    Usage,
+)
 from raydr.serve.auth import Gate
 from raydr.serve.config import LOCAL_HOSTS, AppArgs
 from raydr.serve.docs_page import docs_page
@@ -29,23 +42,7 @@ from raydr.serve.errors import ApiError, error_response, install_handlers
 from raydr.serve.limits import check_embeddings, check_rerank, check_search
 from raydr.serve.metrics import HttpMetrics
 from raydr.serve.middleware import Door
-from raydr.serve.schema import (
-    EmbeddingItem,
-    EmbeddingsAnswer,
-    EmbeddingsRequest,
-    ErrorAnswer,
-    ModelList,
-    RerankAnswer,
-    RerankDocument,
-    RerankItem,
-    RerankRequest,
-    SearchAnswer,
-    SearchRequest,
-    Status,
-    TeiRerankItem,
-    TeiRerankRequest,
-    Usage,
-)
+from raydr.serve.schema import EmbeddingsRequest, RerankRequest, SearchRequest, TeiRerankRequest
 from raydr.version import __version__
 
 UI = Path(__file__).parent / "ui"

@@ -27,24 +27,23 @@ from raydr.index.topk import merge
 from raydr.index.topk import order as ordered
 from raydr.protocols import TopK
 from raydr.serve import metrics
-from raydr.serve.config import AppArgs
-from raydr.serve.encoder import EncoderInfo
-from raydr.serve.errors import ApiError
-from raydr.serve.fanout import Fanout, ask, ask_within, call
-from raydr.serve.highlight import highlight
-from raydr.serve.schema import (
+from raydr.serve.answers import (
     Feedback,
     MissingShard,
-    Mode,
     ModelCard,
     ModelList,
     QueryResult,
     Reranking,
     SearchAnswer,
     SearchHit,
-    SearchRequest,
     Status,
 )
+from raydr.serve.config import AppArgs
+from raydr.serve.encoder import EncoderInfo
+from raydr.serve.errors import ApiError
+from raydr.serve.fanout import Fanout, ask, ask_within, call
+from raydr.serve.highlight import highlight
+from raydr.serve.schema import Mode, SearchRequest
 from raydr.serve.shard import IndexInfo, Ranked, Selection, read_index_info
 from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef
