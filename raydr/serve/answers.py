@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from raydr.serve.schema import Mode
+from raydr.types import Modality
 
 Span = tuple[int, int]
 """`[start, end)` in Unicode characters of the text it belongs to."""
@@ -40,12 +41,15 @@ class SearchHit(Answer):
     text: str | None = None
     highlights: Highlights | None = None
     metadata: dict[str, Any] | None = None
+    image: str | None = None
+    """The passage's picture as a `data:` URL; left out where it has none."""
 
 
 class QueryResult(Answer):
     """The hits of one of many queries."""
 
-    query: str
+    query: str | None = None
+    """Its words; left out where it was a picture alone."""
     hits: list[SearchHit]
 
 
@@ -176,6 +180,12 @@ class ModelCard(Answer):
     num_shards: int | None = None
     modes: list[Mode] | None = None
     metadata_columns: list[str] | None = None
+    modalities: list[Modality] | None = None
+    """What the encoder reads: `text`, `image`, and `image,text` (both as one)."""
+    reads_instructions: bool | None = None
+    """Whether the encoder reads a search's `instruction`."""
+    has_images: bool | None = None
+    """Whether passages of the index may have pictures."""
 
 
 class ModelList(Answer):

@@ -61,8 +61,8 @@ class Service(Protocol):
         ...
 
     async def embed(
-        self, texts: Sequence[str] | Sequence[Sequence[int]], side: str, *, request_id: str
-    ) -> tuple[Float32[np.ndarray, "text dim"], int, str]:
+        self, request: EmbeddingsRequest, *, request_id: str
+    ) -> tuple[Float32[np.ndarray, "input dim"], int, str]:
         """Embeddings, number of tokens read, name of the model."""
         ...
 
@@ -107,19 +107,17 @@ def build_http(service: Service, args: AppArgs, gate: Gate | None = None) -> Fas
 def _add_search(app: FastAPI, service: Service, args: AppArgs) -> None:
     @app.post("/v1/search", response_model=SearchAnswer, response_model_exclude_none=True, responses=_ERRORS)
     async def search(body: SearchRequest, request: Request) -> Response:
-        """The best passages for one query (`query`) or many (`queries`)."""
+        """The best passages for one query (`query`, `image` or both) or many (`queries`, `images`)."""
         check_search(body, args.limits)
         state = request.state
         return _json(await service.search(body, request_id=state.request_id, required=state.required))
 
     @app.post("/v1/embeddings", response_model=EmbeddingsAnswer, responses=_ERRORS)
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
-        """Embeddings of texts or token ids, in OpenAI's shape."""
+        """Embeddings of texts, token ids or pictures, in OpenAI's shape; pictures in Jina's."""
         check_embeddings(body, args.limits)
         _check_model(body.model, service, "embeddings")
-        single = isinstance(body.input, str) or isinstance(body.input[0], int)
-        texts: Any = [body.input] if single else body.input
-        matrix, num_tokens, model = await service.embed(texts, body.side, request_id=request.state.request_id)
+        matrix, num_tokens, model = await service.embed(body, request_id=request.state.request_id)
         if body.dimensions is not None:
             matrix = _truncated(matrix, body.dimensions)
         if body.encoding_format == "base64":
