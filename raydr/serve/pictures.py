@@ -71,4 +71,4 @@ def _decoded(image: str) -> bytes:
     try:
         return base64.b64decode(image[start.end() :] if start is not None else image, validate=True)
     except (binascii.Error, ValueError):
-        raise ImageError("neither base64 nor a data:image/...;base64, URL") from None
+        raise ImageError("is neither base64 nor a data:image/...;base64, URL") from None

@@ -117,10 +117,10 @@ function showAnswer(answer, roundTripMs) {
     go({ filters: { ...state.filters, [field]: value } });
     $("results").focus(); // the pressed chip goes away with its result
   };
-  const onPicture = readsPictures() ? (picture) => {
+  const onPicture = (picture) => {
     go({ query: "", picture });
     $("q").focus();
-  } : null;
+  };
   $("results").classList.toggle("gallery", hits.some((hit) => hit.image));
   $("results").replaceChildren(...hits.map((hit, i) => hitElement(hit, i + 1, onFilter, onPicture)));
   const notReranked = answer.reranking && !answer.reranking.applied
@@ -224,6 +224,7 @@ async function showServed() {
   $("index-info").textContent = `${passages} · index ${shownVersion}`;
   $("heading").textContent = `Search ${passages}`;
   $("choose").hidden = !readsPictures();
+  document.body.classList.toggle("reads-pictures", readsPictures()); // of hits that came before this was known, too
   $("instructed").hidden = !model.reads_instructions;
   showModes();
 }

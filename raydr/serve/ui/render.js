@@ -9,9 +9,9 @@ export function el(tag, properties = {}, ...children) {
   return element;
 }
 
-/** One result. `onFilter(field, value)` is called when a metadata chip is pressed; with `onPicture(picture)` a picture
-    can be searched with. */
-export function hitElement(hit, rank, onFilter, onPicture = null) {
+/** One result. `onFilter(field, value)` is called when a metadata chip is pressed, `onPicture(picture)` when its picture
+    is to be searched with. */
+export function hitElement(hit, rank, onFilter, onPicture) {
   const text = [...hit.text]; // the server counts highlights in code points, JavaScript strings in UTF-16 units
   const { title: inTitle = [], text: inText = [], snippet = [0, text.length] } = hit.highlights ?? {};
   const textId = `text-${rank}`;
@@ -35,7 +35,7 @@ export function hitElement(hit, rank, onFilter, onPicture = null) {
   if (hit.image) {
     item.classList.add("pictured");
     item.prepend(pictureOf(hit));
-    if (onPicture) below.prepend(searchWith({ data: hit.image, name: hit.title || hit.text || hit.id }, onPicture));
+    below.prepend(searchWith({ data: hit.image, name: hit.title || hit.text || hit.id }, onPicture));
   }
   return item;
 }
