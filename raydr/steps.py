@@ -27,8 +27,10 @@ from raydr.data.ingest import ingest, ingest_queries
 from raydr.encoders.factory import EncoderFactory
 from raydr.errors import ConfigError
 from raydr.evaluation.evaluate import evaluate_run
+from raydr.evaluation.tasks import in_question
 from raydr.evaluation.trec import read_run
 from raydr.index.build import build_index
+from raydr.index.reader import IndexReader
 from raydr.stages.config import MineConfig
 from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import examples_of_file, mine_negatives, training_data
@@ -155,9 +157,11 @@ class Steps:
         )
         artifacts = {**(baselines or {}), folder: run}
         runs = {name: read_run(artifact.path / RUN) for name, artifact in artifacts.items()}
+        qrels, reader = queries.qrels(), IndexReader.open(index)
+        modalities = reader.modalities_of(in_question(runs, qrels)) if reader.has_pictures else None
         evaluation = evaluate_run(
             runs.pop(folder),
-            queries.qrels(),
+            qrels,
             self.config.evaluate,
             out / "evaluate",
             name=folder,
@@ -165,6 +169,8 @@ class Steps:
             queries=queries.queries(),
             title=f"{Path(self.config.data.path).name}, {split}",
             inputs={"queries": queries.artifact, **{f"run {name}": artifact for name, artifact in artifacts.items()}},
+            tasks=queries.tasks(),
+            modalities=modalities,
         )
         print((evaluation.path / "summary.txt").read_text(encoding="utf-8"), file=sys.stderr)
         return artifacts

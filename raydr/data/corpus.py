@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from raydr.artifacts import Artifact, open_artifact
 from raydr.data.arrow_rows import readable
 from raydr.errors import DataError
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Qrels, Query
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, RELEVANCE, TASK, TEXT, Qrels, Query
 
 KIND = "corpus"
 QUERIES_KIND = "queries"
@@ -48,6 +48,15 @@ class QuerySet:
         with readable(self.path / QUERIES):
             table = pq.read_table(self.path / QUERIES, columns=[QUERY_ID, TEXT])
         return [Query(*row) for row in zip(table[QUERY_ID].to_pylist(), table[TEXT].to_pylist(), strict=True)]
+
+    def tasks(self) -> dict[str, str]:
+        """The task of each query that has one."""
+        with readable(self.path / QUERIES):
+            if TASK not in pq.read_schema(self.path / QUERIES).names:
+                return {}
+            table = pq.read_table(self.path / QUERIES, columns=[QUERY_ID, TASK])
+        pairs = zip(table[QUERY_ID].to_pylist(), table[TASK].to_pylist(), strict=True)
+        return {query_id: task for query_id, task in pairs if task}
 
     @property
     def has_qrels(self) -> bool:

@@ -132,6 +132,14 @@ class ExampleSet:
         """Where each of `negatives(row)` is from; empty where nobody said."""
         return self._queries[NEGATIVE_SOURCES][row].as_py()
 
+    def negatives_from(self, row: int, source: str) -> Int64[np.ndarray, " passage"]:
+        """Those of `negatives(row)` that are from `source`."""
+        sources, codes = self._sources
+        own = codes[row]
+        if source not in sources or not len(own):
+            return np.zeros(0, dtype=np.int64)
+        return self.negatives(row)[own == sources.index(source)]
+
     def passages(self, rows: Iterable[int] | Int64[np.ndarray, " passage"]) -> list[Passage]:
         """The passages in the given rows, in that order."""
         table = self._passages.take(np.fromiter(rows, np.int64), [PASSAGE_ID, TEXT, TITLE])
@@ -148,6 +156,14 @@ class ExampleSet:
     @cached_property
     def _lists(self) -> dict[str, _Lists]:
         return {name: _Lists.of(self._queries[name]) for name in _QUERY_SCHEMA.names[2:6]}
+
+    @cached_property
+    def _sources(self) -> tuple[list[str], _Lists]:
+        """The sources of negatives, and for each query the place in them of each negative's."""
+        column = self._queries[NEGATIVE_SOURCES]
+        encoded = pc.list_flatten(column).combine_chunks().dictionary_encode()
+        lengths = pc.list_value_length(column).to_numpy()
+        return encoded.dictionary.to_pylist(), _Lists(encoded.indices.to_numpy(), lengths)
 
     @cached_property
     def _groupings(self) -> list[tuple[Int64[np.ndarray, " passage"], _Lists]]:
