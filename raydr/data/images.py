@@ -22,6 +22,10 @@ from raydr.config import Config
 from raydr.errors import RaydrError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_RESIZED_AS_THEY_ARE = frozenset({"L", "RGB", "RGBA", "LA", "CMYK", "YCbCr"})
+"""Modes whose pixels can be averaged; Pillow weighs colours by their alpha meanwhile."""
+_LONGEST_SIDE = 65_535
+"""JPEG's own limit. Pillow keeps a pointer to each row: of one pixel times 24 million it took 0.7 GB and seconds."""
 
 
 class ImageError(RaydrError):
@@ -47,9 +51,12 @@ def prepare_image(data: bytes, config: ImageConfig) -> bytes:
 
     with _opened(data, config) as opened:
         try:
-            picture = ImageOps.exif_transpose(opened)
-            picture = _on_white(picture)
-            picture.thumbnail((config.size, config.size), Image.Resampling.LANCZOS)
+            box = (config.size, config.size)
+            if opened.mode in _RESIZED_AS_THEY_ARE and "transparency" not in opened.info:
+                # First of all: of a JPEG no more is decoded than the size needs, and what follows has few pixels.
+                opened.thumbnail(box, Image.Resampling.LANCZOS)
+            picture = _on_white(ImageOps.exif_transpose(opened))
+            picture.thumbnail(box, Image.Resampling.LANCZOS)
         except Exception as error:  # decoders raise whatever the file makes them stumble over
             raise ImageError(f"is damaged: {error}") from error
     out = io.BytesIO()
@@ -83,6 +90,8 @@ def _opened(data: bytes, config: ImageConfig):  # noqa: ANN202 (Pillow is import
     except Exception as error:
         raise ImageError(f"is damaged: {error}") from error
     width, height = opened.size
+    if max(width, height) > _LONGEST_SIDE:
+        raise ImageError(f"has {width} x {height} pixels, and no side may be longer than {_LONGEST_SIDE:,}")
     if width * height > config.max_pixels:
         raise ImageError(f"has {width} x {height} pixels, and {config.max_pixels:,} are allowed")
     return opened
@@ -97,7 +106,7 @@ def _on_white(picture):  # noqa: ANN001, ANN202
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, picture).convert("RGB")
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):  # whose conversion cuts what is above 255
-        values = np.asarray(picture, dtype=np.float64)
+        values = np.asarray(picture, dtype=np.float32)
         top = 65535.0 if values.max(initial=0) > 255 else 255.0
         return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     return picture.convert("RGB")
