@@ -5,6 +5,7 @@ answer; what the socket's parser refuses before is uvicorn's and HAProxy's. A fi
 than those that the HTTP API names, one that is not JSON where JSON is due, more than SECONDS, or more than MEMORY.
 
     python benchmarks/fuzz_http.py --cases 5000 --seed 0
+    python benchmarks/fuzz_http.py --cases 5000 --pictures                   an index of pictures, and pictures sent
     python benchmarks/fuzz_http.py --cases 1 --first 4711 --show
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import logging
 import resource
@@ -25,6 +27,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from hostile.mutations import mutate
+from hostile.pictures import hostile_text, valid
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests" / "serve")]  # tiny_serving
 
@@ -69,6 +72,16 @@ VALID: list[tuple[str, str, Any]] = [
     ("GET", "/ready", None),
     ("GET", "/ui/../../config.py", None),
 ]
+PIXELS = base64.b64encode(valid("PNG")).decode()
+WITH_PICTURES: list[tuple[str, str, Any]] = [
+    ("POST", "/v1/search", {"image": PIXELS, "k": 3, "fields": ["title", "image", "metadata"]}),
+    ("POST", "/v1/search", {"image": PIXELS, "query": "in blue", "instruction": "Find a picture.", "mode": "hybrid"}),
+    ("POST", "/v1/search", {"queries": ["red", None], "images": [None, PIXELS], "filters": {"image": {"not": None}}}),
+    ("POST", "/v1/search", {"image": PIXELS, "rerank": True, "reranker": "colour", "feedback": {"order": "colour"}}),
+    ("POST", "/v1/search", {"image": PIXELS, "query": "red", "rerank": True, "reranker": "word"}),
+    ("POST", "/v1/embeddings", {"input": [{"image": PIXELS}, "text", {"text": "red", "image": PIXELS}]}),
+    ("POST", "/v1/embeddings", {"input": {"image": PIXELS}, "input_type": "query", "instruction": "Find words."}),
+]
 FIELDS = ("query", "queries", "k", "mode", "filters", "allow_ids", "exclude_ids", "rerank_depth", "feedback", "fields",
           "input", "dimensions", "documents", "texts", "top_n", "model", "input_type", "encoding_format")  # fmt: skip
 PATHS = ("/ui/%2e%2e/%2e%2e/auth.py", "/ui//etc/passwd", "/ui/..%2fhttp.py", "/ui/%00", "/v1/%0d%0aX: y", "//",
@@ -100,11 +113,13 @@ CHARACTERS = (0, 9, 10, 0x7F, 0xAD, 0x301, 0x200B, 0x202E, 0xFEFF, 0xFFFF, 0x1F4
 METHODS = ("GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE", "CONNECT", "BREW", "POST")
 
 
-def request_of(rng: Random) -> tuple[str, str, list[tuple[str, bytes]], bytes]:
+def request_of(rng: Random, *, pictures: bool) -> tuple[str, str, list[tuple[str, bytes]], bytes]:
     """Method, path, headers, body of a case."""
-    method, path, body = rng.choice(VALID)
-    content = b"" if body is None else json.dumps(_restructured(body, rng), ensure_ascii=rng.random() < 0.5).encode()
-    if rng.random() < 0.6:
+    method, path, body = rng.choice(WITH_PICTURES if pictures else VALID)
+    if body is not None:
+        body = _restructured(_with_hostile_pictures(body, rng) if pictures else body, rng)
+    content = b"" if body is None else json.dumps(body, ensure_ascii=rng.random() < 0.5).encode()
+    if rng.random() < (0.1 if pictures else 0.6):
         content = mutate(content, rng, text=True)
     headers: list[tuple[str, bytes]] = [("content-type", b"application/json"), ("host", b"127.0.0.1")]
     if rng.random() < 0.15:
@@ -115,6 +130,15 @@ def request_of(rng: Random) -> tuple[str, str, list[tuple[str, bytes]], bytes]:
     if rng.random() < 0.05:
         method = rng.choice(METHODS)
     return method, path, headers, content
+
+
+def _with_hostile_pictures(value: Any, rng: Random) -> Any:
+    """Most pictures of a body in exchange for others."""
+    if isinstance(value, dict):
+        return {name: _with_hostile_pictures(inner, rng) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_hostile_pictures(inner, rng) for inner in value]
+    return hostile_text(rng) if value == PIXELS and rng.random() < 0.8 else value
 
 
 def _restructured(body: dict[str, Any], rng: Random) -> Any:
@@ -155,8 +179,9 @@ def _value(rng: Random) -> Any:
                        "<script>alert(1)</script>", "{{7*7}}", "%s%n", "[A] > [B]", '"'))  # fmt: skip
 
 
-def build_app(folder: Path) -> Any:
-    """The whole application over six animals, with a reranker; how long anything may take is short."""
+def build_app(folder: Path, *, pictures: bool = False) -> Any:
+    """The whole application over six animals, or over pictures, with rerankers."""
+    from tiny_pictures import build_pictures
     from tiny_serving import ANIMALS, build_run
 
     from raydr.config import Component
@@ -164,8 +189,13 @@ def build_app(folder: Path) -> Any:
     from raydr.serve.config import AppArgs
     from raydr.serve.http import build_http
 
-    index = build_run(folder / "animals", ANIMALS, num_shards=2)
-    args = AppArgs(index=index, rerankers={"lexical": Component(import_path="tiny_serving:LexicalReranker")})
+    if pictures:
+        index = build_pictures(folder / "pictures", Component(import_path="tiny_pictures:Colours"))
+        rerankers = {"colour": "tiny_pictures:ColourReranker", "word": "tiny_pictures:WordReranker"}
+    else:
+        index = build_run(folder / "animals", ANIMALS, num_shards=2)
+        rerankers = {"lexical": "tiny_serving:LexicalReranker"}
+    args = AppArgs(index=index, rerankers={name: Component(import_path=path) for name, path in rerankers.items()})
     searcher = colocated_searcher(args, num_shard_deployments=2)
     return build_http(searcher, args), searcher, str(index)
 
@@ -212,13 +242,15 @@ async def ask(app: Any, method: str, target: str, headers: list[tuple[str, bytes
     return Answer(sent[0]["status"], dict(sent[0]["headers"]), body)
 
 
-async def run(app: Any, seed: int, first: int, last: int, *, show: bool = False) -> tuple[Counter, list[str]]:
+async def run(
+    app: Any, seed: int, first: int, last: int, *, pictures: bool = False, show: bool = False
+) -> tuple[Counter, list[str]]:
     """Statuses, and what was found."""
     statuses: Counter[int] = Counter()
     findings: list[str] = []
     slowest = 0.0
     for case in range(first, last):
-        method, path, headers, content = request_of(Random(f"http:{seed}:{case}"))
+        method, path, headers, content = request_of(Random(f"http:{seed}:{case}"), pictures=pictures)
         what = f"case {case}: {method} {path[:60]} {content[:120]!r}"
         started = time.monotonic()
         try:
@@ -263,6 +295,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", action="store_true", help="search an index of pictures with pictures")
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
@@ -270,11 +303,12 @@ def main() -> int:
 
     async def all_cases() -> tuple[Counter, list[str], int]:
         with tempfile.TemporaryDirectory() as folder:
-            app, searcher, index = build_app(Path(folder))
+            app, searcher, index = build_app(Path(folder), pictures=arguments.pictures)
             await searcher.use(index)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             last = arguments.first + arguments.cases
-            statuses, findings = await run(app, arguments.seed, arguments.first, last, show=arguments.show)
+            how = {"pictures": arguments.pictures, "show": arguments.show}
+            statuses, findings = await run(app, arguments.seed, arguments.first, last, **how)
             return statuses, findings, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before
 
     statuses, findings, grown = asyncio.run(all_cases())

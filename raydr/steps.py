@@ -24,6 +24,7 @@ from raydr.config import Component
 from raydr.data.corpus import Corpus, QuerySet
 from raydr.data.examples import ExampleSet
 from raydr.data.ingest import ingest, ingest_queries
+from raydr.data.positives import positive_examples
 from raydr.encoders.factory import EncoderFactory
 from raydr.errors import ConfigError
 from raydr.evaluation.evaluate import evaluate_run
@@ -97,6 +98,10 @@ class Steps:
             return examples_of_file(config, self.config.out / "examples"), None
         index = self.base(method)
         return self.mine(method, index, "examples"), self.dev(method, index)
+
+    def positives(self, folder: str) -> ExampleSet:
+        """The training queries with what is judged relevant and no negatives: nothing is searched for them."""
+        return positive_examples(self.corpus, self._queries(self.config.mine), self.config.out / folder)
 
     def mine(
         self,

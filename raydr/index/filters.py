@@ -151,6 +151,8 @@ def _equals_any(column: pa.ChunkedArray, name: str, condition: Any) -> Bool[np.n
     value_type = _value_type(column.type)
     scalars = [_typed(name, value, value_type) for value in values if value is not None]
     wanted = pa.array([scalar.as_py() for scalar in scalars if scalar.type == value_type], type=value_type)
+    if not len(wanted):  # null alone: the values need not be looked at, and of pictures they are many bytes
+        return column.is_null().to_numpy() if None in values else np.zeros(len(column), dtype=bool)
     mask = _any_element(column, lambda part: pc.is_in(part, value_set=wanted))
     return mask | column.is_null().to_numpy() if None in values else mask
 

@@ -141,9 +141,9 @@ class IndexReader:
 
         Ids that are not there are left out.
         """
-        found = {}
+        found: dict[str, Modality] = {}
         for id_, rows in self.rows_of(ids).items():
-            own = {MODALITIES[place] for place in self.modalities[rows].tolist()}
+            own: set[Modality] = {MODALITIES[place] for place in self.modalities[rows].tolist()}
             found[id_] = own.pop() if len(own) == 1 else "image,text"
         return found
 

@@ -75,6 +75,15 @@ class Limits(Config):
 
     body_bytes: int = Field(default=4 << 20, ge=1024)
     """Largest request body, counted while it arrives, before anything is parsed."""
+    image_bytes: int | None = Field(default=None, ge=64)
+    """Largest file of a picture, of which base64 makes four thirds in the body; null: the largest that `body_bytes`
+    lets in."""
+    image_pixels: int = Field(default=25_000_000, ge=1)
+    """Most pixels of a picture (width times height), looked up in its header before anything is decoded."""
+    images: int = Field(default=32, ge=1)
+    """Most pictures in one request."""
+    image_hits: int = Field(default=100, ge=1)
+    """Most hits in one response that are to carry their passage's picture, `k` times the number of queries."""
     query_chars: int = Field(default=8192, ge=1)
     """Longest query text."""
     text_chars: int = Field(default=200_000, ge=1)
@@ -106,6 +115,15 @@ class Limits(Config):
     """A request that takes longer is cancelled and answered 504."""
 
     @model_validator(mode="after")
+    def _a_picture_fits_its_body(self) -> Limits:
+        if self.largest_image_bytes > _image_bytes_in(self.body_bytes):
+            raise ValueError(
+                f"image_bytes ({self.image_bytes}) does not fit body_bytes ({self.body_bytes}), of which a picture in "
+                f"base64 may take {_image_bytes_in(self.body_bytes)}; raise body_bytes, or leave image_bytes out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _time_left_to_answer(self) -> Limits:
         if self.judging_s >= self.request_timeout_s:
             raise ValueError(
@@ -120,6 +138,11 @@ class Limits(Config):
         return self
 
     @property
+    def largest_image_bytes(self) -> int:
+        """Bytes of the largest picture that a request may carry."""
+        return _image_bytes_in(self.body_bytes) if self.image_bytes is None else self.image_bytes
+
+    @property
     def answering_s(self) -> float:
         """Seconds that a search waits for each answer of a shard."""
         return self.request_timeout_s / 6 if self.shard_timeout_s is None else self.shard_timeout_s
@@ -128,6 +151,11 @@ class Limits(Config):
     def judging_s(self) -> float:
         """Seconds that a search waits for its rerankers."""
         return self.request_timeout_s * 2 / 3 if self.rerank_timeout_s is None else self.rerank_timeout_s
+
+
+def _image_bytes_in(body_bytes: int) -> int:
+    """Bytes of a picture whose base64 fits a body, with an eighth of the body left for all else."""
+    return body_bytes * 7 // 8 * 3 // 4
 
 
 class AppArgs(Config):

@@ -4,6 +4,8 @@ Notable: the encoder comes from the index itself (the method its manifest record
 disagree with the vectors; one whose version stamp differs from the index's all the same (weights replaced on disk) is
 refused with a 503, never searched with. Encoders are held by stamp: a new index made by the same encoder loads none.
 
+Texts, pictures, and both together never share a batch: a network runs them at different costs.
+
     deployments: [{name: Encoder, user_config: {batch_tokens: 2048}}]
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -31,13 +34,16 @@ from raydr.protocols import QueryRefiner
 from raydr.serve import metrics
 from raydr.serve.batching import Batcher
 from raydr.serve.errors import ApiError
+from raydr.serve.modalities import modalities_of, reads_pictures
 from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef, VersionCache
 from raydr.stages.config import FeedbackSteps
 from raydr.stages.feedback import moved
-from raydr.types import Hit, Passage, Query
+from raydr.types import Hit, Modality, Passage, Query
 
 logger = logging.getLogger("ray.serve")
+
+_FIRST = Query("", "warm up")
 
 Side: TypeAlias = Literal["query", "passage"]
 Found: TypeAlias = Sequence[Sequence[tuple[Hit, Passage]]]
@@ -48,6 +54,8 @@ class EncoderSettings(Config):
 
     batch_tokens: int = Field(default=4096, ge=1)
     """Tokens (estimated from characters) encoded at once; a single request may exceed it."""
+    image_tokens: int = Field(default=576, ge=1)
+    """Tokens that a picture counts for; 576 are those of a square of 336 pixels in patches of 14."""
 
 
 class EncoderInfo(NamedTuple):
@@ -57,12 +65,22 @@ class EncoderInfo(NamedTuple):
     dim: int
     num_feedback: int
     """Passages per query that the method's refiner wants to see; 0: the method has none."""
+    modalities: frozenset[Modality]
+    """What it reads."""
+    reads_instructions: bool
+
+
+class Content(NamedTuple):
+    """Something to embed: words or their token ids, a picture, or both."""
+
+    text: str | Sequence[int]
+    image: bytes | None = None
 
 
 class Encoded(NamedTuple):
-    """Embeddings of one request's texts, and how many tokens they have."""
+    """Embeddings of one request's contents, and how many tokens they have."""
 
-    embeddings: Float32[np.ndarray, "text dim"]
+    embeddings: Float32[np.ndarray, "row dim"]
     num_tokens: int
 
 
@@ -97,7 +115,7 @@ class _Loaded:
 
 class _Item(NamedTuple):
     loaded: _Loaded
-    texts: Sequence[str]
+    contents: Sequence[Query] | Sequence[Passage]
     side: Side
     request_id: str
 
@@ -108,52 +126,78 @@ class Encoder:
     def __init__(self, versions_held: int) -> None:
         # By stamp: two indexes of one encoder share it.
         self._encoders = VersionCache(load_encoder, versions_held, key=lambda ref: ref.encoder_version)
+        self._settings = EncoderSettings()
         self._batcher: Batcher[_Item, np.ndarray] = Batcher(
-            _encode_batch, budget=EncoderSettings().batch_tokens, on_batch=_record
+            _encode_batch, budget=self._settings.batch_tokens, on_batch=_record
         )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        settings = validate(EncoderSettings, user_config, where="user_config of the Encoder deployment")
-        self._batcher.budget = settings.batch_tokens
+        self._settings = validate(EncoderSettings, user_config, where="user_config of the Encoder deployment")
+        self._batcher.budget = self._settings.batch_tokens
 
     async def prepare(self, ref: IndexRef) -> EncoderInfo:
         """Loads the encoder of an index, and encodes once so that nothing lazy is left for the first request."""
         loaded = await self._encoders.get(ref)
-        await self.encode(ref, ["warm up"], "query", request_id="prepare")
+        reads = loaded.info.modalities
+        first = [query for query in _first_queries() if query.modality in reads] if reads_pictures(reads) else [_FIRST]
+        await self.encode(ref, first, "query", request_id="prepare")
         return loaded.info
 
     async def encode(
-        self, ref: IndexRef, texts: Sequence[str], side: Side, *, request_id: str
-    ) -> Float32[np.ndarray, "text dim"]:
-        """Embeddings by the encoder of `ref`. Raises `ApiError` 503 when there is none with its stamp."""
+        self, ref: IndexRef, contents: Sequence[Query] | Sequence[Passage], side: Side, *, request_id: str
+    ) -> Float32[np.ndarray, "row dim"]:
+        """Embeddings by the encoder of `ref`, which has to read what `contents` are made of.
+
+        Raises `ApiError` 503 when there is none with its stamp.
+        """
         loaded = await self._encoders.get(ref)
-        cost = sum(1 + len(text) // 4 for text in texts)
-        item = _Item(loaded, texts, side, request_id)
-        with span("raydr.batch", texts=len(texts)):  # the wait for it included
-            return await self._batcher.submit(item, cost=cost, group=(id(loaded), side))
+        rows: dict[Modality, list[int]] = {}
+        for row, content in enumerate(contents):
+            rows.setdefault(content.modality, []).append(row)
+        with span("raydr.batch", texts=len(contents)):  # the wait for it included
+            if len(rows) == 1:
+                return await self._batched(loaded, contents, side, request_id)
+            parts = [[contents[row] for row in own] for own in rows.values()]
+            found = await asyncio.gather(*(self._batched(loaded, part, side, request_id) for part in parts))
+        embeddings = np.empty((len(contents), loaded.info.dim), dtype=np.float32)
+        for own, part in zip(rows.values(), found, strict=True):
+            embeddings[own] = part
+        return embeddings
+
+    async def _batched(self, loaded: _Loaded, contents: Sequence[Any], side: Side, request_id: str) -> np.ndarray:
+        item = _Item(loaded, contents, side, request_id)
+        cost = sum(self._cost(content) for content in contents)
+        return await self._batcher.submit(item, cost=cost, group=(id(loaded), side, contents[0].modality))
+
+    def _cost(self, content: Query | Passage) -> int:
+        """Tokens, about."""
+        around = content.instruction if isinstance(content, Query) else content.title
+        words = 1 + (len(content.text) + len(around)) // 4
+        return words if content.image is None else words + self._settings.image_tokens
 
     async def encode_counted(
-        self, ref: IndexRef, texts: Sequence[str] | Sequence[Sequence[int]], side: Side, *, request_id: str
+        self, ref: IndexRef, contents: Sequence[Content], side: Side, *, instruction: str = "", request_id: str
     ) -> Encoded:
-        """The same for texts or token ids, with the number of tokens read (0 for an encoder without a tokenizer)."""
+        """The same for contents whose words may be token ids, with the number of tokens read (0 for an encoder without
+        a tokenizer). `instruction`: of queries.
+        """
         tokens = (await self._encoders.get(ref)).tokens
-        if tokens is None:
-            plain = [text for text in texts if isinstance(text, str)]
-            if len(plain) < len(texts):
-                raise ApiError(422, "invalid_value", "input: this model takes texts, not token ids", param="input")
-            return Encoded(await self.encode(ref, plain, side, request_id=request_id), 0)
-        plain = [text if isinstance(text, str) else tokens.text(text) for text in texts]
-        embeddings = await self.encode(ref, plain, side, request_id=request_id)
-        return Encoded(embeddings, await asyncio.to_thread(tokens.count, plain, side))
+        texts = _texts(contents, tokens)
+        images = [content.image for content in contents]
+        if side == "query":
+            whole: Any = [Query("", text, image, instruction) for text, image in zip(texts, images, strict=True)]
+        else:
+            whole = [Passage("", text, "", image) for text, image in zip(texts, images, strict=True)]
+        embeddings = await self.encode(ref, whole, side, request_id=request_id)
+        return Encoded(embeddings, await asyncio.to_thread(tokens.count, texts, side) if tokens is not None else 0)
 
     async def refine(
-        self, ref: IndexRef, texts: Sequence[str], embeddings: Float32[np.ndarray, "query dim"], feedback: Found
+        self, ref: IndexRef, queries: Sequence[Query], embeddings: Float32[np.ndarray, "query dim"], feedback: Found
     ) -> Float32[np.ndarray, "query dim"]:
         """Better query embeddings from the passages of a first search, by the method's refiner."""
         loaded = await self._encoders.get(ref)
         if loaded.refiner is None:
             return embeddings
-        queries = [Query(str(number), text) for number, text in enumerate(texts)]
         return await self._batcher.alone(loaded.refiner.refine, queries, embeddings, feedback)
 
     async def move(
@@ -182,28 +226,45 @@ def load_encoder(ref: IndexRef) -> _Loaded:
     refiner = build_refiner(encoder) if build_refiner is not None else None
     num_feedback = refiner.num_feedback if refiner is not None else 0
     inner = getattr(encoder, "inner", encoder)
-    is_text_encoder = isinstance(inner, TextEncoder)
+    model = getattr(getattr(inner, "config", None), "model", None)
     # A folder's name, the last part of a hub name, or what the method is called.
-    name = Path(inner.config.model).name if is_text_encoder else component.import_path.rpartition(":")[2]
-    tokens = Tokens(inner) if is_text_encoder else None
-    return _Loaded(encoder, refiner, tokens, EncoderInfo(name, encoder.dim, num_feedback))
+    name = Path(model).name if isinstance(model, str) else component.import_path.rpartition(":")[2]
+    tokens = Tokens(inner) if isinstance(inner, TextEncoder) else None
+    reads_instructions = bool(getattr(inner, "reads_instructions", False))
+    info = EncoderInfo(name, encoder.dim, num_feedback, modalities_of(inner), reads_instructions)
+    return _Loaded(encoder, refiner, tokens, info)
 
 
-def _encode_batch(items: list[_Item]) -> list[Float32[np.ndarray, "text dim"]]:
-    """Runs in the batcher's thread; all items are of one encoder and one side."""
+def _texts(contents: Sequence[Content], tokens: Tokens | None) -> list[str]:
+    if tokens is not None:
+        return [text if isinstance(text, str) else tokens.text(text) for text, _ in contents]
+    plain = [text for text, _ in contents if isinstance(text, str)]
+    if len(plain) < len(contents):
+        raise ApiError(422, "invalid_value", "input: this model takes texts, not token ids", param="input")
+    return plain
+
+
+def _first_queries() -> list[Query]:
+    """One of each kind."""
+    from PIL import Image
+
+    grey = io.BytesIO()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(grey, "PNG")
+    return [_FIRST, _FIRST._replace(text="", image=grey.getvalue()), _FIRST._replace(image=grey.getvalue())]
+
+
+def _encode_batch(items: list[_Item]) -> list[Float32[np.ndarray, "row dim"]]:
+    """Runs in the batcher's thread; all items are of one encoder, one side and one modality."""
     encoder, side = items[0].loaded.encoder, items[0].side
-    texts = [text for item in items for text in item.texts]
-    if side == "query":
-        embeddings = encoder.encode_queries([Query("", text) for text in texts])
-    else:
-        embeddings = encoder.encode_passages([Passage("", text) for text in texts])
-    ends = np.cumsum([len(item.texts) for item in items])
+    contents: list[Any] = [content for item in items for content in item.contents]
+    embeddings = encoder.encode_queries(contents) if side == "query" else encoder.encode_passages(contents)
+    ends = np.cumsum([len(item.contents) for item in items])
     return np.split(np.asarray(embeddings, dtype=np.float32), ends[:-1])
 
 
 def _record(group: Hashable, items: list[_Item], cost: int, waits_s: list[float], queue_length: int) -> None:
     del group
-    num_texts = sum(len(item.texts) for item in items)
+    num_texts = sum(len(item.contents) for item in items)
     metrics.record_batch(items[0].side, texts=num_texts, tokens=cost, waits_s=waits_s, queue_length=queue_length)
     # One batch serves many requests, so Serve's own request id cannot stand on this line.
     ids = [item.request_id for item in items]

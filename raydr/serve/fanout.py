@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
 
 from raydr.serve import metrics
+from raydr.serve.answers import MissingShard
 from raydr.serve.errors import ApiError
-from raydr.serve.schema import MissingShard
 from raydr.serve.shard import IndexInfo
 
 logger = logging.getLogger("ray.serve")
+
+T = TypeVar("T")
 
 _DOES_NOT_ANSWER = ("unavailable", "overloaded", "shard_timeout")
 """Codes of errors that say something of a deployment, not of the request."""
@@ -74,6 +76,18 @@ async def ask_within(limit_s: float, part: str, method: Any, *arguments: Any) ->
         raise ApiError(503, "shard_timeout", message, retry_after_s=1.0) from None
 
 
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of `works`, all at work at once. Raises the first `ApiError` of one, and cancels the others then."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except* ApiError as errors:
+        failure = next(error for error in errors.exceptions if isinstance(error, ApiError))
+    else:
+        return [task.result() for task in tasks]
+    raise failure
+
+
 class Fanout:
     """The Shard deployments for one request over the index version `info`."""
 
@@ -95,19 +109,12 @@ class Fanout:
         left out. `unavailable` when the request has got none of what it asked the shards for.
         """
         asked = {number: own for number, own in arguments.items() if number not in self._failures}
-        try:
-            async with asyncio.TaskGroup() as group:  # those still at work when one fails are cancelled with it
-                tasks = {
-                    number: group.create_task(self._one(number, getattr(self._shards[number], method), own))
-                    for number, own in asked.items()
-                }
-        except* ApiError as errors:
-            failure = next(error for error in errors.exceptions if isinstance(error, ApiError))
-        else:
-            if len(self._failures) < len(self.numbers):
-                return {number: task.result() for number, task in tasks.items() if number not in self._failures}
-            failure = next(iter(self._failures.values()))
-        raise failure
+        answers = await together(
+            self._one(number, getattr(self._shards[number], method), own) for number, own in asked.items()
+        )
+        if len(self._failures) == len(self.numbers):
+            raise next(iter(self._failures.values()))
+        return {number: found for number, found in zip(asked, answers, strict=True) if number not in self._failures}
 
     async def _one(self, number: int, method: Any, arguments: tuple[Any, ...]) -> Any:
         try:

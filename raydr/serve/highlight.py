@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 
-from raydr.serve.schema import Highlights, Span
+from raydr.serve.answers import Highlights, Span
 
 SNIPPET_CHARS = 240
 

@@ -22,6 +22,19 @@ from pydantic import BaseModel
 from starlette.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from raydr.serve.answers import (
+    EmbeddingItem,
+    EmbeddingsAnswer,
+    ErrorAnswer,
+    ModelList,
+    RerankAnswer,
+    RerankDocument,
+    RerankItem,
+    SearchAnswer,
+    Status,
+    TeiRerankItem,
+    Usage,
+)
 from raydr.serve.auth import Gate
 from raydr.serve.config import LOCAL_HOSTS, AppArgs
 from raydr.serve.docs_page import docs_page
@@ -29,23 +42,7 @@ from raydr.serve.errors import ApiError, error_response, install_handlers
 from raydr.serve.limits import check_embeddings, check_rerank, check_search
 from raydr.serve.metrics import HttpMetrics
 from raydr.serve.middleware import Door
-from raydr.serve.schema import (
-    EmbeddingItem,
-    EmbeddingsAnswer,
-    EmbeddingsRequest,
-    ErrorAnswer,
-    ModelList,
-    RerankAnswer,
-    RerankDocument,
-    RerankItem,
-    RerankRequest,
-    SearchAnswer,
-    SearchRequest,
-    Status,
-    TeiRerankItem,
-    TeiRerankRequest,
-    Usage,
-)
+from raydr.serve.schema import EmbeddingsRequest, RerankRequest, SearchRequest, TeiRerankRequest
 from raydr.version import __version__
 
 UI = Path(__file__).parent / "ui"
@@ -64,8 +61,8 @@ class Service(Protocol):
         ...
 
     async def embed(
-        self, texts: Sequence[str] | Sequence[Sequence[int]], side: str, *, request_id: str
-    ) -> tuple[Float32[np.ndarray, "text dim"], int, str]:
+        self, request: EmbeddingsRequest, *, request_id: str
+    ) -> tuple[Float32[np.ndarray, "input dim"], int, str]:
         """Embeddings, number of tokens read, name of the model."""
         ...
 
@@ -110,19 +107,17 @@ def build_http(service: Service, args: AppArgs, gate: Gate | None = None) -> Fas
 def _add_search(app: FastAPI, service: Service, args: AppArgs) -> None:
     @app.post("/v1/search", response_model=SearchAnswer, response_model_exclude_none=True, responses=_ERRORS)
     async def search(body: SearchRequest, request: Request) -> Response:
-        """The best passages for one query (`query`) or many (`queries`)."""
+        """The best passages for one query (`query`, `image` or both) or many (`queries`, `images`)."""
         check_search(body, args.limits)
         state = request.state
         return _json(await service.search(body, request_id=state.request_id, required=state.required))
 
     @app.post("/v1/embeddings", response_model=EmbeddingsAnswer, responses=_ERRORS)
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
-        """Embeddings of texts or token ids, in OpenAI's shape."""
+        """Embeddings of texts, token ids or pictures, in OpenAI's shape; pictures in Jina's."""
         check_embeddings(body, args.limits)
         _check_model(body.model, service, "embeddings")
-        single = isinstance(body.input, str) or isinstance(body.input[0], int)
-        texts: Any = [body.input] if single else body.input
-        matrix, num_tokens, model = await service.embed(texts, body.side, request_id=request.state.request_id)
+        matrix, num_tokens, model = await service.embed(body, request_id=request.state.request_id)
         if body.dimensions is not None:
             matrix = _truncated(matrix, body.dimensions)
         if body.encoding_format == "base64":

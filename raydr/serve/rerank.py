@@ -20,8 +20,9 @@ from raydr.encoders.factory import build_reranker
 from raydr.errors import RaydrError
 from raydr.llm.engine import EngineError
 from raydr.serve.errors import ApiError
+from raydr.serve.modalities import modalities_of
 from raydr.serve.tracing import span
-from raydr.types import Hit, Passage, Query
+from raydr.types import Hit, Modality, Passage, Query
 
 
 class Reranker:
@@ -35,12 +36,16 @@ class Reranker:
         if hasattr(reranker, "start"):
             reranker.start()  # now, so that a replica that is ready answers, and one that cannot says so
 
-    async def rerank(self, query: str, passages: Sequence[Passage], *, request_id: str) -> list[tuple[int, float]]:
+    async def modalities(self) -> frozenset[Modality]:
+        """What the reranker reads; of one that does not say, words."""
+        return modalities_of(self._reranker)
+
+    async def rerank(self, query: Query, passages: Sequence[Passage], *, request_id: str) -> list[tuple[int, float]]:
         """(place in `passages`, score), best first, in the order the reranker gives."""
         # They come in some order, which equal scores keep; their ids may repeat, their places do not.
         by_place = {str(place): passage._replace(passage_id=str(place)) for place, passage in enumerate(passages)}
         hits = [Hit(place, 0.0) for place in by_place]
-        asked = Query(request_id, query)
+        asked = query._replace(query_id=request_id)
         try:
             with span("raydr.reranker", passages=len(hits)):
                 if self._is_async:

@@ -1,4 +1,4 @@
-"""The HTTP shapes: what `/v1/search`, `/v1/embeddings` and the rerank routes read and write.
+"""The HTTP shapes: what `/v1/search`, `/v1/embeddings` and the rerank routes read. `answers.py` has what they write.
 
 Notable: `/v1/search` refuses unknown fields (a typo must not silently change a search); the routes that speak somebody
 else's dialect ignore them, because the official clients of OpenAI, Cohere and Jina send fields of their own. Bounds
@@ -7,14 +7,17 @@ that the operator sets (`Limits`) are checked in `limits.py`, so this schema is 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from raydr.types import Modality, modality
+
 Mode = Literal["dense", "bm25", "hybrid"]
-HitField = Literal["title", "text", "highlights", "metadata"]
-Span = tuple[int, int]
-"""`[start, end)` in Unicode characters of the text it belongs to."""
+HitField = Literal["title", "text", "highlights", "metadata", "image"]
+
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mPQ6w4HAAH7ARFK28dFAAAAAElFTkSuQmCC"
+"""A PNG of one green pixel, for the examples."""
 
 
 class Shape(BaseModel):
@@ -31,12 +34,6 @@ class Dialect(Shape):
     model_config = ConfigDict(extra="ignore")
 
 
-class Answer(BaseModel):
-    """Base of what is written."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, protected_namespaces=())
-
-
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty")
@@ -44,6 +41,23 @@ def _not_blank(text: str) -> str:
 
 
 QueryText = Annotated[str, Field(min_length=1)]
+Image = Annotated[str, Field(min_length=1)]
+"""A picture's file (PNG, JPEG, WebP, GIF or BMP) in base64, or as `data:image/...;base64,...`."""
+
+
+class Part(NamedTuple):
+    """One query, or one thing to embed, as it was sent."""
+
+    field: str
+    """Where its picture stands in the request, or its words where it has none; for messages."""
+    text: str | list[int]
+    """Words, or their token ids; empty where there is only a picture."""
+    image: str | None
+
+    @property
+    def modality(self) -> Modality:
+        """By what was sent: the picture has not been looked at."""
+        return modality(self.text if isinstance(self.text, str) else "token ids", has_image=self.image is not None)
 
 
 class FeedbackRequest(Shape):
@@ -71,13 +85,21 @@ class SearchRequest(Shape):
             "examples": [
                 {"query": "join two data frames on a column", "k": 5, "mode": "dense"},
                 {"queries": ["read a csv file", "sort by index"], "filters": {"package": ["pandas", "numpy"]}},
+                {"query": "the same in red", "image": _PIXEL, "instruction": "Find a picture.", "fields": ["image"]},
             ]
         }
     )
     query: QueryText | None = None
-    """One query; exactly one of `query` and `queries` is given."""
-    queries: list[QueryText] | None = Field(default=None, min_length=1)
-    """Many queries, answered in this order."""
+    """One query; `query`, `image` or both are given, or else `queries`, `images` or both."""
+    queries: list[QueryText | None] | None = Field(default=None, min_length=1)
+    """Many queries, answered in this order; null where there is only a picture."""
+    image: Image | None = None
+    """The query's picture, beside its words or alone: a PNG, JPEG, WebP, GIF or BMP file in base64, or as
+    `data:image/...;base64,...`. Addresses are not fetched."""
+    images: list[Image | None] | None = Field(default=None, min_length=1)
+    """The pictures of many queries, one each; null where a query has none."""
+    instruction: str = ""
+    """What is looked for, such as "Find a picture that the text describes.", for encoders that read instructions."""
     k: int = Field(default=10, ge=1)
     """Hits per query."""
     mode: Mode = "dense"
@@ -107,8 +129,27 @@ class SearchRequest(Shape):
 
     @model_validator(mode="after")
     def _one_kind_of_query(self) -> SearchRequest:
-        if (self.query is None) == (self.queries is None):
-            raise ValueError("give exactly one of query and queries")
+        one = self.query is not None or self.image is not None
+        many = self.queries is not None or self.images is not None
+        if one == many:
+            raise ValueError("give exactly one of query and queries, or their pictures: image, images")
+        if self.queries is not None and self.images is not None and len(self.queries) != len(self.images):
+            counts = f"{len(self.images)} images for {len(self.queries)} queries"
+            raise ValueError(f"{counts}; give each query one, or null in its place")
+        for place, part in enumerate(self.parts):
+            if not part.text and part.image is None:
+                raise ValueError(f"query number {place} has neither words nor a picture")
+        return self
+
+    @model_validator(mode="after")
+    def _words_where_words_are_searched(self) -> SearchRequest:
+        if self.mode != "dense" and not all(part.text for part in self.parts):
+            message = f"mode {self.mode} searches by words, and a picture alone has none; use dense, or add words"
+            raise ValueError(message)
+        has_pictures = any(part.image is not None for part in self.parts)
+        if self.mode == "bm25" and (has_pictures or self.instruction):
+            what = "picture" if has_pictures else "instruction"
+            raise ValueError(f"mode bm25 searches by the query's words and reads no {what}; use dense or hybrid")
         return self
 
     @model_validator(mode="after")
@@ -124,106 +165,38 @@ class SearchRequest(Shape):
 
     @field_validator("queries")
     @classmethod
-    def _queries_not_blank(cls, queries: list[str] | None) -> list[str] | None:
+    def _queries_not_blank(cls, queries: list[str | None] | None) -> list[str | None] | None:
         for position, query in enumerate(queries or []):
-            if not query.strip():
+            if query is not None and not query.strip():
                 raise ValueError(f"number {position} is empty")
         return queries
 
     @property
-    def texts(self) -> list[str]:
-        return [self.query] if self.query is not None else self.queries or []
+    def is_single(self) -> bool:
+        return self.queries is None and self.images is None
 
-
-class Highlights(Answer):
-    """Where words of the query occur, ascending and without overlap; offsets count Unicode characters."""
-
-    title: list[Span]
-    text: list[Span]
-    snippet: Span
-    """The stretch of `text` with the most of them."""
-
-
-class SearchHit(Answer):
-    """A passage found."""
-
-    id: str
-    score: float
-    """Larger is better; scores of different modes, and of rerankers, are not comparable. Behind `rerank_depth` the
-    first score stands here."""
-    retrieval_score: float | None = None
-    """The score it was found with, where a reranker gave it another."""
-    title: str | None = None
-    text: str | None = None
-    highlights: Highlights | None = None
-    metadata: dict[str, Any] | None = None
-
-
-class QueryResult(Answer):
-    """The hits of one of many queries."""
-
-    query: str
-    hits: list[SearchHit]
-
-
-class Reranking(Answer):
-    """What reordered the hits."""
-
-    model: str
-    depth: int
-    """Hits per query that were given to it."""
-    applied: bool = True
-    """False where it failed and the first order was kept."""
-    reason: str | None = None
-    """Why it was not applied."""
-
-
-class Feedback(Answer):
-    """What moved the queries' embeddings."""
-
-    scores: str | None = None
-    order: str | None = None
-    depth: int
-    """Hits per query of the first search that were judged."""
-    applied: bool = True
-    """False where a reranker failed and the embeddings stayed."""
-    reason: str | None = None
-    """Why it was not applied."""
-
-
-class MissingShard(Answer):
-    """A shard of the index that did not answer."""
-
-    shard: int
-    """Its number in the index."""
-    num_passages: int
-    """How many passages it holds; none of them can be among the hits."""
-    reason: str
-
-
-class SearchAnswer(Answer):
-    """`query` and `hits` answer a single query, `results` a list of queries; the other one is left out."""
-
-    object: Literal["search"] = "search"
-    request_id: str
-    index_version: str
-    """The version of the index that gave every hit of this response."""
-    model: str
-    mode: Mode
-    k: int
-    query: str | None = None
-    hits: list[SearchHit] | None = None
-    results: list[QueryResult] | None = None
-    reranking: Reranking | None = None
-    feedback: Feedback | None = None
-    partial: Literal[True] | None = None
-    """True where shards are missing; else it is left out."""
-    missing_shards: list[MissingShard] | None = None
-    timings_ms: dict[str, float]
-    """Wall time of each stage that ran; `total` is the time in the server."""
+    @property
+    def parts(self) -> list[Part]:
+        """Its queries."""
+        if self.is_single:
+            return [Part("query" if self.image is None else "image", self.query or "", self.image)]
+        number = len(self.queries or self.images or ())
+        pairs = zip(self.queries or [None] * number, self.images or [None] * number, strict=True)
+        return [
+            Part(f"queries.{place}" if image is None else f"images.{place}", query or "", image)
+            for place, (query, image) in enumerate(pairs)
+        ]
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class EmbeddingInput(Dialect):
+    """Jina's form of something to embed: words, a picture, or (raydr's own) both as one."""
+
+    text: Annotated[str, Field(min_length=1)] | None = None
+    image: Image | None = None
+    """As in a search."""
 
 
 def _check_input(value: Any) -> Any:
@@ -232,20 +205,42 @@ def _check_input(value: Any) -> Any:
     if not items:
         raise ValueError("is empty")
     kinds = {type(item) for item in items}
-    if isinstance(value, str) or kinds == {str}:
-        if any(not item for item in items):
+    if kinds <= {str, dict}:
+        if any(item == "" for item in items):
             raise ValueError("holds an empty text")
-    elif kinds != {int} and not (kinds == {list} and all(ids and {type(i) for i in ids} == {int} for ids in items)):
-        raise ValueError("must be a text, a list of texts, a list of token ids, or a list of lists of token ids")
+        inputs = [EmbeddingInput(**_text_or_image(item)) if isinstance(item, dict) else item for item in items]
+        return inputs if isinstance(value, list) else inputs[0]
+    if kinds != {int} and not (kinds == {list} and all(ids and {type(i) for i in ids} == {int} for ids in items)):
+        raise ValueError(
+            "must be a text, a list of texts, a list of token ids, a list of lists of token ids, or a list of objects "
+            '{"text": ...}, {"image": ...} or both'
+        )
     return value
+
+
+def _text_or_image(value: dict[str, Any]) -> dict[str, str]:
+    given = {name: value[name] for name in ("text", "image") if value.get(name) is not None}
+    if not given or not all(isinstance(part, str) and part for part in given.values()):
+        raise ValueError("an object in it has a text, an image (in base64), or both, none of them empty")
+    return given
 
 
 class EmbeddingsRequest(Dialect):
     """OpenAI's request; `input_type` as vLLM and Cohere have it."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["first text", "second text"]}]})
-    input: Annotated[str | list[str] | TokenIds | list[TokenIds], BeforeValidator(_check_input)]
-    """A text, a list of texts, a list of token ids, or a list of such lists."""
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"input": ["first text", "second text"]},
+                {"input": [{"image": _PIXEL}, {"text": "green"}, {"image": _PIXEL, "text": "the same in red"}]},
+            ]
+        }
+    )
+    input: Annotated[
+        str | EmbeddingInput | list[str | EmbeddingInput] | TokenIds | list[TokenIds], BeforeValidator(_check_input)
+    ]
+    """A text, a list of texts, a list of token ids, or a list of such lists. In the place of a text, an object with a
+    `text`, an `image` (in base64, as in a search), or both, which are embedded as one."""
     model: str | None = None
     """A name from `GET /v1/models`; null: the encoder of the live index."""
     encoding_format: Literal["float", "base64"] = "float"
@@ -254,35 +249,34 @@ class EmbeddingsRequest(Dialect):
     """Keep this many leading dimensions, normalised again."""
     input_type: Literal["query", "document", "search_query", "search_document"] = "document"
     """Which side of the encoder embeds the texts."""
+    instruction: str = ""
+    """What the queries look for, for encoders that read instructions; only with `input_type` query."""
     user: str | None = None
+
+    @model_validator(mode="after")
+    def _instruction_of_queries(self) -> EmbeddingsRequest:
+        if self.instruction and self.side != "query":
+            raise ValueError("an instruction belongs to queries; send input_type: query with it")
+        return self
 
     @property
     def side(self) -> Literal["query", "passage"]:
         return "query" if self.input_type.endswith("query") else "passage"
 
+    @property
+    def is_single(self) -> bool:
+        return not isinstance(self.input, list) or isinstance(self.input[0], int)
 
-class EmbeddingItem(Answer):
-    """One embedding."""
-
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(Answer):
-    """Tokens that were read."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingsAnswer(Answer):
-    """OpenAI's response."""
-
-    object: Literal["list"] = "list"
-    data: list[EmbeddingItem]
-    model: str
-    usage: Usage
+    @property
+    def parts(self) -> list[Part]:
+        """What is embedded, one by one."""
+        items: list[Any] = [self.input] if self.is_single else list(self.input)
+        parts = []
+        for place, item in enumerate(items):
+            field = "input" if self.is_single else f"input.{place}"
+            text, image = (item.text or "", item.image) if isinstance(item, EmbeddingInput) else (item, None)
+            parts.append(Part(field if image is None else f"{field}.image", text, image))
+        return parts
 
 
 def _document_text(value: Any) -> Any:
@@ -319,85 +313,3 @@ class TeiRerankRequest(Dialect):
     raw_scores: bool = False
     """Scores are the reranker's own either way."""
     truncate: bool = True
-
-
-class RerankDocument(Answer):
-    """A document given back."""
-
-    text: str
-
-
-class RerankItem(Answer):
-    """One document's score; `index` is its place in the request."""
-
-    index: int
-    relevance_score: float
-    document: RerankDocument | None = None
-
-
-class RerankAnswer(Answer):
-    """Best first, with what both dialects' clients look for (`usage`, `meta`)."""
-
-    id: str
-    model: str
-    results: list[RerankItem]
-    usage: Usage
-    meta: dict[str, Any]
-
-
-class TeiRerankItem(Answer):
-    """One text's score; `index` is its place in the request."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-class ModelCard(Answer):
-    """A model this server answers with; the fields after `owned_by` are raydr's own."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "raydr"
-    capabilities: list[str]
-    dimensions: int | None = None
-    index_version: str | None = None
-    num_passages: int | None = None
-    num_shards: int | None = None
-    modes: list[Mode] | None = None
-    metadata_columns: list[str] | None = None
-
-
-class ModelList(Answer):
-    """OpenAI's list of models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class ErrorDetail(Answer):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    """The faulty field, as a path: `queries.3`."""
-    code: str
-
-
-class ErrorAnswer(Answer):
-    """The one shape of every error."""
-
-    error: ErrorDetail
-
-
-class Status(Answer):
-    """Health and readiness."""
-
-    status: Literal["ok", "ready", "loading"]
-    index_version: str | None = None
-    preparing: str | None = None
-    """The index being swapped in, while that lasts."""
-    error: str | None = None
-    """Why the last swap did not happen; the index before it is still served."""

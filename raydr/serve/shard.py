@@ -30,7 +30,7 @@ from raydr.serve.errors import ApiError
 from raydr.serve.schema import SearchRequest
 from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef, VersionCache
-from raydr.types import PASSAGE_ID, TITLE
+from raydr.types import IMAGE, PASSAGE_ID, TITLE
 
 MASKS_HELD = 8
 
@@ -52,7 +52,16 @@ class IndexInfo:
 
     @property
     def metadata_columns(self) -> list[str]:
-        return [name for name in filterable_columns(self.schema) if name != TITLE]
+        return [name for name in filterable_columns(self.schema) if name not in (TITLE, IMAGE)]
+
+    @property
+    def has_images(self) -> bool:
+        return IMAGE in self.schema.names
+
+    @property
+    def inline_columns(self) -> tuple[str, ...]:
+        """What is small enough to ride along with hits: everything but pictures."""
+        return tuple(name for name in self.schema.names if name != IMAGE)
 
     def check(self, filters: dict[str, Any]) -> None:
         """Raises `ApiError` 422 naming the column that a filter gets wrong."""
@@ -130,12 +139,16 @@ class _Part:
                 self._masks.popitem(last=False)
         return mask
 
-    def ranked(self, top: TopK, *, inline: bool) -> Ranked:
+    def ranked(self, top: TopK, inline: Sequence[str]) -> Ranked:
         rows = np.unique(top.rows[top.rows >= 0])
         if inline:
-            passages = dict(zip(rows.tolist(), self.reader.passages(rows), strict=True))
+            passages = self.passages(rows.tolist(), inline)
             return Ranked(top, {row: passage[PASSAGE_ID] for row, passage in passages.items()}, passages)
         return Ranked(top, dict(zip(rows.tolist(), self.ids_of(rows).tolist(), strict=True)), {})
+
+    def passages(self, rows: Sequence[int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:
+        """`columns` of `rows` of the whole index."""
+        return dict(zip(rows, self.reader.take(rows, columns).to_pylist(), strict=True))
 
     def ids_of(self, rows: Int64[np.ndarray, " hit"]) -> np.ndarray:
         """Ids by row of the whole index, read from the shards concerned only."""
@@ -160,16 +173,21 @@ class Shard:
         return len(self._numbers(await self._parts.get(ref)))
 
     async def search(
-        self, ref: IndexRef, embeddings: Float32[np.ndarray, "query dim"], k: int, selection: Selection, inline: bool
+        self,
+        ref: IndexRef,
+        embeddings: Float32[np.ndarray, "query dim"],
+        k: int,
+        selection: Selection,
+        inline: Sequence[str],
     ) -> Ranked:
-        """The `k` best of this deployment's shards per query; with their passages if `inline`."""
+        """The `k` best of this deployment's shards per query; with the columns `inline` of their passages, if any."""
         part = await self._parts.get(ref)
         return await asyncio.to_thread(self._search, part, embeddings, k, selection, inline)
 
-    async def passages(self, ref: IndexRef, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Id, title, text and metadata of rows of this deployment's shards."""
+    async def passages(self, ref: IndexRef, rows: Sequence[int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:
+        """Columns of the passages of rows of this deployment's shards."""
         part = await self._parts.get(ref)
-        return dict(zip(rows, await asyncio.to_thread(part.reader.passages, rows), strict=True))
+        return await asyncio.to_thread(part.passages, rows, columns)
 
     async def embeddings(self, ref: IndexRef, rows: Sequence[int]) -> Float32[np.ndarray, "row dim"]:
         """The embeddings of rows of this deployment's shards, as far as the index's coding keeps them."""
@@ -185,7 +203,9 @@ class Shard:
     def _numbers(self, part: _Part) -> range:
         return range(self._number, part.reader.num_shards, self._num_deployments)
 
-    def _search(self, part: _Part, embeddings: np.ndarray, k: int, selection: Selection, inline: bool) -> Ranked:
+    def _search(
+        self, part: _Part, embeddings: np.ndarray, k: int, selection: Selection, inline: Sequence[str]
+    ) -> Ranked:
         tops = []
         for number in self._numbers(part):
             mask = part.mask(number, selection)
@@ -195,7 +215,7 @@ class Shard:
             metrics.record_shard_search(number, time.perf_counter() - started)
             tops.append(shift(top, int(part.reader.first_rows[number])))
         # A version with fewer shards than there are deployments leaves some with nothing to search.
-        return part.ranked(merge(tops, k, part.ids_of) if tops else empty(len(embeddings), k), inline=inline)
+        return part.ranked(merge(tops, k, part.ids_of) if tops else empty(len(embeddings), k), inline)
 
 
 class Bm25:
@@ -208,17 +228,19 @@ class Bm25:
         """Opens a version. Raises `ApiError` 503."""
         await self._parts.get(ref)
 
-    async def search(self, ref: IndexRef, texts: Sequence[str], k: int, selection: Selection, inline: bool) -> Ranked:
-        """The `k` best of the whole index per query by words; with their passages if `inline`."""
+    async def search(
+        self, ref: IndexRef, texts: Sequence[str], k: int, selection: Selection, inline: Sequence[str]
+    ) -> Ranked:
+        """The `k` best of the whole index per query by words; with the columns `inline` of their passages, if any."""
         part = await self._parts.get(ref)
         return await asyncio.to_thread(self._search, part, texts, k, selection, inline)
 
-    def _search(self, part: _Part, texts: Sequence[str], k: int, selection: Selection, inline: bool) -> Ranked:
+    def _search(self, part: _Part, texts: Sequence[str], k: int, selection: Selection, inline: Sequence[str]) -> Ranked:
         masks = [part.mask(number, selection) for number in range(part.reader.num_shards)]
         allowed = None if selection.is_everything else np.concatenate([mask for mask in masks if mask is not None])
         with span("raydr.words", queries=len(texts), k=k):
             top = part.reader.search_bm25(texts, k, allowed=allowed)
-        return part.ranked(top, inline=inline)
+        return part.ranked(top, inline)
 
 
 def open_version(ref: IndexRef) -> _Part:

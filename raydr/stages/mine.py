@@ -30,7 +30,7 @@ from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, w
 from raydr.data.config import DataConfig
 from raydr.data.corpus import QuerySet
 from raydr.data.example_files import examples_from_file
-from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter
+from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter, QueryLabels
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.index.reader import IndexReader
@@ -41,7 +41,7 @@ from raydr.stages.modality import LOW_RANK, WRONG_MODALITY, by_modality, right_m
 from raydr.stages.negatives import Candidates, choose, score_limits
 from raydr.stages.search import Searcher, described
 from raydr.storage import named
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, TEXT, TITLE, Query
+from raydr.types import DOCUMENT_ID, IMAGE, PASSAGE_ID, TEXT, TITLE, Query
 
 _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
 """In the order of their turns, which is that of how hard their negatives are."""
@@ -149,7 +149,12 @@ def mine_negatives(
         miner = Miner(reader, config, build_encoder, search, use_ray=use_ray, stack=stack)
         start = time.perf_counter()
         with (
-            ExampleWriter(out, is_split=reader.details.is_split) as examples,
+            ExampleWriter(
+                out,
+                is_split=reader.details.is_split,
+                has_pictures=reader.has_pictures,
+                labels=QueryLabels.of(queries),
+            ) as examples,
             Progress("mine", total=len(judged), unit="query") as progress,
         ):
             for first in range(0, len(judged), search.query_batch):
@@ -341,6 +346,7 @@ class Miner:
             mined.append(Example(judged.query, own, others, negative_scores, sources, scores.tolist()))
             self.counts["negatives"] += len(others)
         columns = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if self._reader.details.is_split else [])]
+        columns += [IMAGE] if self._reader.has_pictures else []
         new = [row_of[passage_id] for passage_id in examples.new(row_of)]
         examples.add(mined, self._reader.take(new, columns))
 

@@ -42,7 +42,8 @@ class BatchSampler(Protocol):
 
 
 class RandomBatches:
-    """Every query once an epoch in random order, with a random positive and random ones of its first `depth` negatives.
+    """Every query once an epoch (or as often as its copies say) in random order, with a random positive and random ones
+    of its first `depth` negatives.
 
     Args:
         batch_size: queries of all workers together; what is left at the end of an epoch starts the next one.
@@ -69,7 +70,8 @@ class RandomBatches:
         self._examples, self._batch_size, self._num_negatives = examples, batch_size, num_negatives
         self._seed, self._depth = seed, depth
         asked = _of_tasks(examples, only_tasks, without_tasks)
-        self._rows = [row for row in asked if not num_negatives or len(examples.negatives(row))]
+        fit = [row for row in asked if not num_negatives or len(examples.negatives(row))]
+        self._rows = [row for row in fit for _ in range(examples.copies(row))]
         if not self._rows:
             raise ConfigError(
                 f"none of the {len(asked)} queries has negatives to draw {num_negatives} from: mine some (`raydr "
@@ -86,7 +88,10 @@ class RandomBatches:
     def group(self, row: int, rng: np.random.Generator) -> Group:
         """The query `row` with what is drawn for it; a method may add to it."""
         positive = int(rng.choice(self._examples.positives(row)))
-        return Group(row, (positive, *self.negatives(row, rng)))
+        group = Group(row, (positive, *self.negatives(row, rng)))
+        if not self._examples.has_instructions:
+            return group
+        return group._replace(wording=int(rng.integers(2**31)))
 
     def negatives(self, row: int, rng: np.random.Generator) -> list[int]:
         """The negatives that one visit of the query `row` draws."""

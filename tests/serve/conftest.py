@@ -4,6 +4,8 @@ Notable: `client` is the application without Ray: the same Searcher over the sam
 Serve would put into replicas; the tests of the HTTP contract need nothing else. Tests marked `ray` start Serve.
 """
 
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,10 @@ import pytest
 # `tiny_serving` is named by import path, as a user's own reranker would be.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from tiny_pictures import build_pictures
 from tiny_serving import ANIMALS, INSTRUMENTS, build_run
+
+from raydr.config import Component
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +32,13 @@ def animals(tmp_path_factory) -> Path:
 def instruments(tmp_path_factory) -> Path:
     """Seven instruments in three shards, 128 dimensions: another encoder version."""
     return build_run(tmp_path_factory.mktemp("serve") / "instruments", INSTRUMENTS, num_shards=3, dimensions=128)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Words, pictures, and both, in two shards, by an encoder of colours."""
+    method = Component(import_path="tiny_pictures:Colours")
+    return build_pictures(tmp_path_factory.mktemp("serve") / "pictures", method)
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +68,23 @@ def client(serve_in_process) -> Any:
     client = serve_in_process()
     yield client
     client.__exit__()
+
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]  # the rest is Playwright's default
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    """A real Chromium; skipped where there is none, failed for it in CI. Not for the session: while Playwright is at
+    work no other test could run an event loop.
+    """
+    if CHROMIUM is None:
+        missing = "no Chromium (apt-get install chromium, or its path in CHROMIUM)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()

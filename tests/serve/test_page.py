@@ -10,30 +10,23 @@ Chromium, failed for it in CI.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import os
 import re
-import shutil
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from pages import CONTRAST, site_in_process, watched_page
 
 from raydr.serve.errors import ApiError
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.browser]
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]  # the rest is Playwright's default
 KEY = "a key for this test"
 PASSAGES = [  # id, title, text, kind
     ("cat", "Cat", "A small furry animal that purrs and hunts mice at night.", "animal"),
@@ -97,7 +90,11 @@ def failing_site(index: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def halved_site(index: Path) -> Iterator[str]:
     """The same without its second shard."""
-    with site_in_process(index, lost=1) as address:
+
+    def without_the_second(searcher: Any) -> None:
+        searcher._shards[1] = Lost(searcher._shards[1])
+
+    with site_in_process(index, change=without_the_second) as address:
         yield address
 
 
@@ -112,65 +109,10 @@ class Lost:
         raise ApiError(503, "unavailable", "a part of this server is restarting", retry_after_s=1.0)
 
 
-@contextmanager
-def site_in_process(index: Path, *, lost: int | None = None, **args: Any) -> Iterator[str]:
-    """Without Ray, since a second encoder does not fit two CPUs."""
-    import uvicorn
-
-    from raydr.serve.colocated import colocated_searcher
-    from raydr.serve.config import AppArgs
-    from raydr.serve.http import build_http
-
-    settings = AppArgs.model_validate({"index": index, **args})
-    searcher = colocated_searcher(settings, num_shard_deployments=2)
-    if lost is not None:
-        searcher._shards[lost] = Lost(searcher._shards[lost])
-    app = build_http(searcher, settings)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-
-    async def run() -> None:
-        await searcher.use(str(index))
-        await server.serve()
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        missing = "no Chromium (apt-get install chromium, or its path in CHROMIUM)"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser, site, request):
-    """A page in a fresh profile; a script error, a missing file or a breach of the CSP on it fails the test."""
-    context = browser.new_context(base_url=site, viewport={"width": 1100, "height": 860}, color_scheme="light")
-    context.set_default_timeout(20_000)
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("response", lambda response: faults.append(response.url) if response.status == 404 else None)
-    page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
-    yield page
-    if shots := os.environ.get("RAYDR_SHOTS"):
-        page.screenshot(path=Path(shots) / f"{request.node.name}.png")
-    context.close()
-    assert not faults
+    with watched_page(browser, site, request.node.name) as page:
+        yield page
 
 
 def ask(site: str, **request) -> list[dict]:
@@ -382,30 +324,6 @@ def test_a_lost_connection_and_a_bug_of_the_server_are_told_apart(page):
     page.unroute("**/v1/search")
     page.get_by_role("button", name="Try again").click()
     assert hit_ids(page)[0] == "dog"
-
-
-CONTRAST = """() => {
-  const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
-  const rgba = (colour) => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = colour;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const linear = (c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-  const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-  const ground = (element) => {
-    const colour = rgba(getComputedStyle(element).backgroundColor);
-    return colour[3] === 255 || !element.parentElement ? colour : ground(element.parentElement);
-  };
-  const hasText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-  const texts = [...document.querySelectorAll("body *")].filter(hasText);
-  return texts.filter((element) => element.checkVisibility()).map((element) => {
-    const pair = [luminance(rgba(getComputedStyle(element).color)), luminance(ground(element))];
-    return [(Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05), element.outerHTML];
-  });
-}"""
-"""The contrast ratio of every visible text with the ground behind it, as WCAG defines it."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

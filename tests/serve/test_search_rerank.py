@@ -9,7 +9,7 @@ from tiny_serving import FailingReranker, check_error
 from raydr.config import Component
 from raydr.serve.config import Limits
 from raydr.serve.rerank import Reranker
-from raydr.types import Passage
+from raydr.types import Passage, Query
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,10 @@ def test_a_caller_that_leaves_does_not_let_the_next_one_in_beside_its_thread():
     async def ask() -> None:
         replica = Reranker.__new__(Reranker)
         replica._reranker, replica._is_async, replica._turn = Blocking(), False, asyncio.Lock()
-        first = asyncio.ensure_future(replica.rerank("a", [Passage("0", "x")], request_id="1"))
+        first = asyncio.ensure_future(replica.rerank(Query("", "a"), [Passage("0", "x")], request_id="1"))
         await asyncio.sleep(0.05)
         first.cancel()
-        second = asyncio.ensure_future(replica.rerank("b", [Passage("0", "x")], request_id="2"))
+        second = asyncio.ensure_future(replica.rerank(Query("", "b"), [Passage("0", "x")], request_id="2"))
         with pytest.raises(asyncio.CancelledError):
             await first
         assert await second == [(0, 0.0)]

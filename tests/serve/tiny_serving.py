@@ -60,15 +60,16 @@ def build_run(folder: Path, passages: dict[str, tuple[str, str, str, int]], *, n
         args={"backend": "torch", "precision": "float32", "num_threads": 1, **encoder},
     )
     corpus = ingest(DataConfig(path=str(folder)), folder / "out" / "corpus")
-    embeddings = _embed(corpus, EncoderFactory(method)(), method, folder / "out" / "embed")
+    embeddings = embedded(corpus, EncoderFactory(method)(), method, folder / "out" / "embed")
     build_index(corpus, embeddings, IndexConfig(num_shards=num_shards), folder / "out" / "index", use_ray=False)
     return folder / "out" / "index"
 
 
-def _embed(corpus: Corpus, encoder: Encoder, method: Component, out: Path) -> Artifact:
+def embedded(corpus: Corpus, encoder: Encoder, method: Component, out: Path) -> Artifact:
     """The embeddings artifact of a corpus small enough for one call of the encoder."""
     table = pa.concat_tables(corpus.passages())
-    columns = (table[name].to_pylist() for name in ("passage_id", "text", "title"))
+    names = [name for name in ("passage_id", "text", "title", "image") if name in table.column_names]
+    columns = (table[name].to_pylist() for name in names)
     embeddings = encoder.encode_passages([Passage(*row) for row in zip(*columns, strict=True)])
     column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), encoder.dim)
     with write_artifact(out, kind="embeddings", config={}, inputs={"corpus": corpus.artifact}) as writer:

@@ -17,14 +17,17 @@ export class ApiError extends Error {
 }
 
 /** The answer of POST /v1/search to one query. */
-export async function search({ query, mode, k, rerank, filters }, signal) {
-  const body = { query, mode, k, on_shard_failure: "partial" };
+export async function search({ query, picture, instruction, mode, k, rerank, filters }, signal) {
+  const body = { mode, k, on_shard_failure: "partial", fields: ["title", "text", "highlights", "metadata", "image"] };
+  if (query) body.query = query;
+  if (picture) body.image = picture.data;
+  if (instruction && mode !== "bm25") body.instruction = instruction;
   if (rerank) Object.assign(body, { rerank: true, reranker: rerank, on_rerank_failure: "keep_order" });
   if (Object.keys(filters).length) body.filters = filters;
   return call("v1/search", { method: "POST", body: JSON.stringify(body), signal });
 }
 
-/** What the server searches, {index_version, num_passages, modes, ...} or null, and the names of its rerankers. */
+/** What the server searches, {index_version, num_passages, modes, modalities, ...} or null, and its rerankers' names. */
 export async function served() {
   const { data } = await call("v1/models", {});
   const able = (capability) => data.filter((model) => model.capabilities.includes(capability));

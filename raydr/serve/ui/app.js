@@ -1,21 +1,23 @@
 /* The search page: reads the form, asks the server, shows the answer, keeps the address in step with both.
-   state.js holds what is searched for, api.js talks to the server, render.js makes elements. */
+   state.js holds what is searched for, api.js talks to the server, render.js makes elements, pictures.js reads pictures. */
 
 import { ApiError, apiKey, search, served } from "./api.js";
 import { el, formatMs, hitElement, notice, showTimings } from "./render.js";
-import { fromAddress, toAddress } from "./state.js";
+import { NoPictureError, readPicture, watchFiles } from "./pictures.js";
+import { MODES, fits, fromAddress, toAddress } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("search");
 const main = document.querySelector("main");
-let state = fromAddress(location.search);
+let state = stateOfPage();
+let model = null; // what the server said of its index and encoder
 let pending = null; // AbortController of the search under way
 let shownVersion = null; // the index version in the corner
 
 async function run() {
   pending?.abort();
   showForm();
-  if (!state.query) return showStart();
+  if (!state.query && !state.picture) return showStart();
   const request = (pending = new AbortController());
   setBusy(true);
   const started = performance.now();
@@ -28,17 +30,52 @@ async function run() {
   }
 }
 
+function stateOfPage() {
+  return { ...fromAddress(location.search), picture: history.state?.picture ?? null };
+}
+
 /** A changed search: a new entry in the history, so that Back returns to the one before. */
 function go(change) {
+  const before = state.picture;
   state = { ...state, ...change };
+  if (!fits(state.mode, state)) state.mode = "dense";
   const address = toAddress(state);
-  if (new URL(address, location.href).href !== location.href) history.pushState(null, "", address);
+  const moved = new URL(address, location.href).href !== location.href || state.picture !== before;
+  if (moved) history.pushState({ picture: state.picture }, "", address);
   run();
+}
+
+const readsPictures = () => model?.modalities.some((modality) => modality.includes("image")) ?? false;
+/** What is typed, also where it was not searched for yet. */
+const typed = () => ({ query: $("q").value.trim(), instruction: $("instruction").value.trim() });
+
+/** Searches with a picture from a file, and with the words that are there. */
+async function usePicture(file) {
+  try {
+    go({ ...typed(), picture: await readPicture(file) });
+    $("q").focus();
+  } catch (error) {
+    if (!(error instanceof NoPictureError)) throw error;
+    notice($("notice"), "No picture", error.message, null, "error");
+    $("status").textContent = error.message;
+  }
+}
+
+/** What is searched for, in words. */
+function asked() {
+  if (!state.picture) return state.query;
+  return state.query ? `${state.query} and a picture` : "a picture";
 }
 
 function showForm() {
   $("q").value = state.query;
+  $("instruction").value = state.instruction;
+  $("picture").hidden = state.picture === null;
+  if (state.picture) $("thumbnail").src = state.picture.data;
+  $("thumbnail").alt = state.picture ? `The query's picture: ${state.picture.name || "without a name"}` : "";
+  $("q").placeholder = state.picture ? "Add words, such as what should differ" : "Ask in your own words";
   form.elements.mode.value = state.mode;
+  showModes();
   if (![...$("k").options].some((option) => Number(option.value) === state.k)) $("k").append(new Option(state.k));
   $("k").value = state.k;
   if (![...$("rerank").options].some((option) => option.value === state.rerank)) $("rerank").append(new Option(state.rerank));
@@ -53,7 +90,13 @@ function showForm() {
     });
     return el("li", {}, chip);
   }));
-  document.title = state.query ? `${state.query} · raydr` : "raydr";
+  document.title = asked() ? `${asked()} · raydr` : "raydr";
+}
+
+function showModes() {
+  for (const radio of form.elements.mode) {
+    radio.disabled = !(model?.modes ?? MODES).includes(radio.value) || !fits(radio.value, state);
+  }
 }
 
 function showStart() {
@@ -69,12 +112,17 @@ function showAnswer(answer, roundTripMs) {
   showTimings($("stages"), $("legend"), timings);
   $("summary").hidden = false;
   if (answer.index_version !== shownVersion) showServed();
-  $("status").textContent = `${$("count").textContent} for ${state.query}`;
+  $("status").textContent = `${$("count").textContent} for ${asked()}`;
   const onFilter = (field, value) => {
     go({ filters: { ...state.filters, [field]: value } });
     $("results").focus(); // the pressed chip goes away with its result
   };
-  $("results").replaceChildren(...hits.map((hit, i) => hitElement(hit, i + 1, onFilter)));
+  const onPicture = (picture) => {
+    go({ query: "", picture });
+    $("q").focus();
+  };
+  $("results").classList.toggle("gallery", hits.some((hit) => hit.image));
+  $("results").replaceChildren(...hits.map((hit, i) => hitElement(hit, i + 1, onFilter, onPicture)));
   const notReranked = answer.reranking && !answer.reranking.applied
     ? `${answer.reranking.reason}. These are the hits in their first order.` : "";
   if (answer.partial) {
@@ -165,8 +213,9 @@ function setBusy(busy) {
 /** Number of passages, index version, modes and rerankers; asked again when an answer comes from another index. */
 async function showServed() {
   // Without it the page still works, and a search says what is wrong.
-  const { model, rerankers } = await served().catch(() => ({ model: null }));
-  if (!model) return;
+  const { model: live, rerankers } = await served().catch(() => ({ model: null }));
+  if (!live) return;
+  model = live;
   const known = new Set([...$("rerank").options].map((option) => option.value));
   $("rerank").append(...rerankers.filter((name) => !known.has(name)).map((name) => new Option(name)));
   $("rerankers").hidden = rerankers.length === 0;
@@ -174,7 +223,10 @@ async function showServed() {
   const passages = `${model.num_passages.toLocaleString("en")} passages`;
   $("index-info").textContent = `${passages} · index ${shownVersion}`;
   $("heading").textContent = `Search ${passages}`;
-  for (const radio of form.elements.mode) radio.disabled = !model.modes.includes(radio.value);
+  $("choose").hidden = !readsPictures();
+  document.body.classList.toggle("reads-pictures", readsPictures()); // of hits that came before this was known, too
+  $("instructed").hidden = !model.reads_instructions;
+  showModes();
 }
 
 /** Moves the focus `step` results on; above the first one is the query. */
@@ -191,12 +243,12 @@ function move(step) {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const { key, target } = event;
-  const typing = target.matches("input:not([type=radio]), select");
+  const typing = target.matches("input:not([type=radio], [type=file]), select");
   const hasOwnArrows = target.matches("[type=radio], select, .full");
   if (key === "/" && !typing) $("q").select();
   else if (key === "Escape" && (target === $("q") || !typing)) {
     $("q").focus();
-    go({ query: "" });
+    go({ query: "", picture: null });
   } else if ((key === "ArrowDown" && !hasOwnArrows) || (key === "j" && !typing)) move(1);
   else if ((key === "ArrowUp" && !hasOwnArrows) || (key === "k" && !typing)) move(-1);
   else return;
@@ -205,14 +257,19 @@ document.addEventListener("keydown", (event) => {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  go({ query: $("q").value.trim() });
+  go(typed());
 });
 form.addEventListener("change", (event) => {
-  if (event.target === $("q")) return;
-  go({ query: $("q").value.trim(), mode: form.elements.mode.value, k: Number($("k").value), rerank: $("rerank").value });
+  if ([$("q"), $("instruction"), $("file")].includes(event.target)) return;
+  go({ ...typed(), mode: form.elements.mode.value, k: Number($("k").value), rerank: $("rerank").value });
 });
+$("remove").addEventListener("click", () => {
+  go({ ...typed(), picture: null });
+  $("q").focus();
+});
+watchFiles($("choose"), $("file"), readsPictures, usePicture);
 addEventListener("popstate", () => {
-  state = fromAddress(location.search);
+  state = stateOfPage();
   run();
 });
 

@@ -9,8 +9,9 @@ export function el(tag, properties = {}, ...children) {
   return element;
 }
 
-/** One result. `onFilter(field, value)` is called when a metadata chip is pressed. */
-export function hitElement(hit, rank, onFilter) {
+/** One result. `onFilter(field, value)` is called when a metadata chip is pressed, `onPicture(picture)` when its picture
+    is to be searched with. */
+export function hitElement(hit, rank, onFilter, onPicture) {
   const text = [...hit.text]; // the server counts highlights in code points, JavaScript strings in UTF-16 units
   const { title: inTitle = [], text: inText = [], snippet = [0, text.length] } = hit.highlights ?? {};
   const textId = `text-${rank}`;
@@ -29,7 +30,26 @@ export function hitElement(hit, rank, onFilter) {
   const head = el("div", { className: "head" }, el("span", { className: "rank" }, String(rank)), el("h2", {}, title),
     el("span", { className: "score", title: scoreTitle(hit) }, formatScore(hit.score)));
   const id = hit.title && !hit.title.startsWith(hit.id) ? [el("p", { className: "id" }, hit.id)] : [];
-  return el("li", { className: "hit", dataset: { id: hit.id } }, head, ...id, body, chips(hit.metadata ?? {}, onFilter));
+  const below = chips(hit.metadata ?? {}, onFilter);
+  const item = el("li", { className: "hit", dataset: { id: hit.id } }, head, ...id, body, below);
+  if (hit.image) {
+    item.classList.add("pictured");
+    item.prepend(pictureOf(hit));
+    below.prepend(searchWith({ data: hit.image, name: hit.title || hit.text || hit.id }, onPicture));
+  }
+  return item;
+}
+
+function pictureOf({ image, text, title, id }) {
+  const picture = el("img", { loading: "lazy", decoding: "async", alt: text || title || `Picture ${id}` });
+  picture.src = image; // after `loading`, which it would not wait for otherwise
+  return el("div", { className: "picture" }, picture);
+}
+
+function searchWith(picture, onPicture) {
+  const button = el("button", { type: "button", className: "with" }, "Search with this picture");
+  button.addEventListener("click", () => onPicture(picture));
+  return button;
 }
 
 /** The bar of stages and its legend. `timings` maps stages to milliseconds; what no stage claims of `total` is "other".
