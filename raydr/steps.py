@@ -24,11 +24,14 @@ from raydr.config import Component
 from raydr.data.corpus import Corpus, QuerySet
 from raydr.data.examples import ExampleSet
 from raydr.data.ingest import ingest, ingest_queries
+from raydr.data.positives import positive_examples
 from raydr.encoders.factory import EncoderFactory
 from raydr.errors import ConfigError
 from raydr.evaluation.evaluate import evaluate_run
+from raydr.evaluation.tasks import in_question
 from raydr.evaluation.trec import read_run
 from raydr.index.build import build_index
+from raydr.index.reader import IndexReader
 from raydr.stages.config import MineConfig
 from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import examples_of_file, mine_negatives, training_data
@@ -96,6 +99,10 @@ class Steps:
         index = self.base(method)
         return self.mine(method, index, "examples"), self.dev(method, index)
 
+    def positives(self, folder: str) -> ExampleSet:
+        """The training queries with what is judged relevant and no negatives: nothing is searched for them."""
+        return positive_examples(self.corpus, self._queries(self.config.mine), self.config.out / folder)
+
     def mine(
         self,
         method: Component,
@@ -155,9 +162,11 @@ class Steps:
         )
         artifacts = {**(baselines or {}), folder: run}
         runs = {name: read_run(artifact.path / RUN) for name, artifact in artifacts.items()}
+        qrels, reader = queries.qrels(), IndexReader.open(index)
+        modalities = reader.modalities_of(in_question(runs, qrels)) if reader.has_pictures else None
         evaluation = evaluate_run(
             runs.pop(folder),
-            queries.qrels(),
+            qrels,
             self.config.evaluate,
             out / "evaluate",
             name=folder,
@@ -165,6 +174,8 @@ class Steps:
             queries=queries.queries(),
             title=f"{Path(self.config.data.path).name}, {split}",
             inputs={"queries": queries.artifact, **{f"run {name}": artifact for name, artifact in artifacts.items()}},
+            tasks=queries.tasks(),
+            modalities=modalities,
         )
         print((evaluation.path / "summary.txt").read_text(encoding="utf-8"), file=sys.stderr)
         return artifacts

@@ -9,7 +9,7 @@ strings everywhere. The axis words used in shape annotations are listed in `docs
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,6 +17,8 @@ from scipy.sparse import csr_array
 
 Modality: TypeAlias = Literal["text", "image", "image,text"]
 """What a query or a passage is made of; the words are M-BEIR's."""
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+"""All of them; arrays hold their places in it."""
 
 
 class Query(NamedTuple):

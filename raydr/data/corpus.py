@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,21 @@ import pyarrow.parquet as pq
 from raydr.artifacts import Artifact, open_artifact
 from raydr.data.arrow_rows import readable
 from raydr.errors import DataError
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Qrels, Query
+from raydr.types import (
+    COPIES,
+    DOCUMENT_ID,
+    IMAGE,
+    INSTRUCTIONS,
+    PASSAGE_ID,
+    POSITION,
+    QUERY_ID,
+    RELEVANCE,
+    TASK,
+    TEXT,
+    TITLE,
+    Qrels,
+    Query,
+)
 
 KIND = "corpus"
 QUERIES_KIND = "queries"
@@ -46,8 +61,39 @@ class QuerySet:
     def queries(self) -> list[Query]:
         """The queries that have judgements, or all of them where there are no judgements."""
         with readable(self.path / QUERIES):
-            table = pq.read_table(self.path / QUERIES, columns=[QUERY_ID, TEXT])
-        return [Query(*row) for row in zip(table[QUERY_ID].to_pylist(), table[TEXT].to_pylist(), strict=True)]
+            names = pq.read_schema(self.path / QUERIES).names
+            columns = [name for name in (QUERY_ID, TEXT, IMAGE, INSTRUCTIONS) if name in names]
+            rows = pq.read_table(self.path / QUERIES, columns=columns).to_pylist()
+        return [
+            Query(row[QUERY_ID], row[TEXT] or "", row.get(IMAGE), next(iter(row.get(INSTRUCTIONS) or ()), ""))
+            for row in rows
+        ]
+
+    @property
+    def has_query_pictures(self) -> bool:
+        """Whether queries may have pictures."""
+        with readable(self.path / QUERIES):
+            return IMAGE in pq.read_schema(self.path / QUERIES).names
+
+    def instructions(self) -> dict[str, list[str]]:
+        """All wordings of the instruction of each query that has one; the first is the one it is searched with."""
+        return {query_id: wordings for query_id, wordings in self._column(INSTRUCTIONS).items() if wordings}
+
+    def copies(self) -> dict[str, int]:
+        """How often an epoch of training shows each query for which that is said."""
+        return {query_id: copies for query_id, copies in self._column(COPIES).items() if copies is not None}
+
+    def tasks(self) -> dict[str, str]:
+        """The task of each query that has one."""
+        return {query_id: task for query_id, task in self._column(TASK).items() if task}
+
+    def _column(self, name: str) -> dict[str, Any]:
+        """Query id -> value of a column; nothing where the queries have no such column."""
+        with readable(self.path / QUERIES):
+            if name not in pq.read_schema(self.path / QUERIES).names:
+                return {}
+            table = pq.read_table(self.path / QUERIES, columns=[QUERY_ID, name])
+        return dict(zip(table[QUERY_ID].to_pylist(), table[name].to_pylist(), strict=True))
 
     @property
     def has_qrels(self) -> bool:
@@ -106,6 +152,16 @@ class Corpus(QuerySet):
             with readable(file):
                 table = pq.read_table(file, columns=list(columns) if columns is not None else None)
             yield table
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether passages may have pictures: there is a column `image`."""
+        return bool(self.passage_files) and IMAGE in pq.read_schema(self.passage_files[0]).names
+
+    @property
+    def encoded_columns(self) -> list[str]:
+        """What an encoder wants to know of a passage, and which one it is."""
+        return [PASSAGE_ID, POSITION, TITLE, TEXT, *([IMAGE] if self.has_pictures else [])]
 
     def judged_ids(self) -> set[str]:
         """The ids that judgements may name: those of the passages, or of the documents where they were split."""

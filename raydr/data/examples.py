@@ -8,7 +8,8 @@ ids stay in memory.
 | file | columns |
 | --- | --- |
 | queries.arrow | query_id, text; positives, negatives (rows; negatives hardest first), their scores, negative_sources |
-| passages.arrow | passage_id, title, text, and document_id where documents were split into passages |
+| | image, instructions, task and copies where the queries have them |
+| passages.arrow | passage_id, title, text, document_id where documents were split, image where there are pictures |
 
     examples = ExampleSet.open("runs/a/examples")
     examples.positives(0); examples.passages([3, 5])
@@ -17,11 +18,12 @@ ids stay in memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +33,22 @@ from jaxtyping import Float32, Int64
 from raydr.artifacts import Artifact, open_artifact
 from raydr.data.arrow_rows import ArrowRows
 from raydr.errors import DataError
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, TEXT, TITLE, Passage, Query
+from raydr.types import (
+    COPIES,
+    DOCUMENT_ID,
+    IMAGE,
+    INSTRUCTIONS,
+    PASSAGE_ID,
+    QUERY_ID,
+    TASK,
+    TEXT,
+    TITLE,
+    Passage,
+    Query,
+)
+
+if TYPE_CHECKING:
+    from raydr.data.corpus import QuerySet
 
 KIND = "examples"
 QUERIES = "queries.arrow"
@@ -101,16 +118,44 @@ class ExampleSet:
         return self._passages.table[PASSAGE_ID].to_pylist()
 
     def query(self, row: int) -> Query:
-        return Query(self._queries[QUERY_ID][row].as_py(), self._queries[TEXT][row].as_py())
+        image = self._queries[IMAGE][row].as_py() if IMAGE in self._queries.column_names else None
+        instruction = next(iter(self.instructions(row)), "")
+        return Query(self._queries[QUERY_ID][row].as_py(), self._queries[TEXT][row].as_py(), image, instruction)
+
+    def instructions(self, row: int) -> list[str]:
+        """All wordings of the query's instruction; empty where it has none."""
+        has = INSTRUCTIONS in self._queries.column_names
+        return (self._queries[INSTRUCTIONS][row].as_py() if has else None) or []
+
+    @property
+    def has_instructions(self) -> bool:
+        return INSTRUCTIONS in self._queries.column_names
+
+    def task(self, row: int) -> str | None:
+        """The query's task; None where it has none."""
+        return self._tasks[row] if self._tasks else None
+
+    @cached_property
+    def _tasks(self) -> list[str | None]:
+        return self._queries[TASK].to_pylist() if TASK in self._queries.column_names else []
+
+    def copies(self, row: int) -> int:
+        """How often an epoch shows the query."""
+        return self._copies[row] if self._copies else 1
+
+    @cached_property
+    def _copies(self) -> list[int]:
+        has = COPIES in self._queries.column_names
+        return [1 if copies is None else copies for copies in self._queries[COPIES].to_pylist()] if has else []
 
     def positives(self, row: int) -> Int64[np.ndarray, " passage"]:
         """Rows of the passages to train query `row` towards."""
         return self._lists[POSITIVES][row]
 
     def relevant(self, row: int) -> Int64[np.ndarray, " passage"]:
-        """Rows that must never be negatives of query `row`: its positives, their copies (equal title and text) and,
-        where documents were split, every passage here of the same documents, whose judgement says nothing of a single
-        passage.
+        """Rows that must never be negatives of query `row`: its positives, their copies (equal title, text, picture)
+        and, where documents were split, every passage here of the same documents, whose judgement says nothing of a
+        single passage.
         """
         own = self.positives(row)
         others = [rows[group] for groups, rows in self._groupings for group in np.unique(groups[own])]
@@ -132,9 +177,18 @@ class ExampleSet:
         """Where each of `negatives(row)` is from; empty where nobody said."""
         return self._queries[NEGATIVE_SOURCES][row].as_py()
 
+    def negatives_from(self, row: int, source: str) -> Int64[np.ndarray, " passage"]:
+        """Those of `negatives(row)` that are from `source`."""
+        sources, codes = self._sources
+        own = codes[row]
+        if source not in sources or not len(own):
+            return np.zeros(0, dtype=np.int64)
+        return self.negatives(row)[own == sources.index(source)]
+
     def passages(self, rows: Iterable[int] | Int64[np.ndarray, " passage"]) -> list[Passage]:
         """The passages in the given rows, in that order."""
-        table = self._passages.take(np.fromiter(rows, np.int64), [PASSAGE_ID, TEXT, TITLE])
+        pictures = [IMAGE] if IMAGE in self._passages.table.column_names else []
+        table = self._passages.take(np.fromiter(rows, np.int64), [PASSAGE_ID, TEXT, TITLE, *pictures])
         return [Passage(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
     @cached_property
@@ -150,13 +204,22 @@ class ExampleSet:
         return {name: _Lists.of(self._queries[name]) for name in _QUERY_SCHEMA.names[2:6]}
 
     @cached_property
+    def _sources(self) -> tuple[list[str], _Lists]:
+        """The sources of negatives, and for each query the place in them of each negative's."""
+        column = self._queries[NEGATIVE_SOURCES]
+        encoded = pc.list_flatten(column).combine_chunks().dictionary_encode()
+        lengths = pc.list_value_length(column).to_numpy()
+        return encoded.dictionary.to_pylist(), _Lists(encoded.indices.to_numpy(), lengths)
+
+    @cached_property
     def _groupings(self) -> list[tuple[Int64[np.ndarray, " passage"], _Lists]]:
         """Of each way in which passages belong together: the group of each passage, and the passages of each group."""
         table = self._passages.table
         keys = []
         if DOCUMENT_ID in table.column_names:
             keys.append(table[DOCUMENT_ID].to_numpy())
-        batches = table.select([TITLE, TEXT]).to_batches()
+        pictures = [IMAGE] if IMAGE in table.column_names else []
+        batches = table.select([TITLE, TEXT, *pictures]).to_batches()
         texts = chain.from_iterable(zip(*(column.to_pylist() for column in batch.columns)) for batch in batches)
         # By their hashes: a set may hold more text than a worker has memory for.
         hashes = np.fromiter(map(hash, texts), np.int64, table.num_rows)
@@ -181,6 +244,41 @@ class _Lists:
         return self._values[self._bounds[row] : self._bounds[row + 1]]
 
 
+@dataclass(frozen=True)
+class QueryLabels:
+    """What a set of examples keeps of its queries beside their texts."""
+
+    has_pictures: bool = False
+    """Whether some of them have a picture."""
+    instructions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Query id -> wordings of its instruction."""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    """Query id -> its task."""
+    copies: Mapping[str, int] = field(default_factory=dict)
+    """Query id -> how often an epoch shows it."""
+
+    @classmethod
+    def of(cls, queries: QuerySet) -> QueryLabels:
+        return cls(queries.has_query_pictures, queries.instructions(), queries.tasks(), queries.copies())
+
+    @property
+    def schema(self) -> dict[str, pa.DataType]:
+        """The columns that these take."""
+        there = {
+            IMAGE: (pa.binary(), self.has_pictures),
+            INSTRUCTIONS: (pa.list_(pa.string()), bool(self.instructions)),
+            TASK: (pa.string(), bool(self.tasks)),
+            COPIES: (pa.int64(), bool(self.copies)),
+        }
+        return {name: kind for name, (kind, is_there) in there.items() if is_there}
+
+    def row(self, query: Query) -> dict[str, Any]:
+        """The query's values of all columns that there may be."""
+        id_ = query.query_id
+        labels = (query.image, self.instructions.get(id_), self.tasks.get(id_), self.copies.get(id_))
+        return dict(zip((IMAGE, INSTRUCTIONS, TASK, COPIES), labels, strict=True))
+
+
 class ExampleWriter:
     """Writes both files into a folder, block by block.
 
@@ -189,10 +287,15 @@ class ExampleWriter:
         writer.counts
     """
 
-    def __init__(self, folder: Path, *, is_split: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, is_split: bool = False, has_pictures: bool = False, labels: QueryLabels | None = None
+    ) -> None:
         names = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if is_split else [])]
-        self._passage_schema = pa.schema({name: pa.string() for name in names})
-        self._queries = pa.ipc.new_file(str(folder / QUERIES), _QUERY_SCHEMA)
+        fields: dict[str, pa.DataType] = {name: pa.string() for name in names}
+        self._passage_schema = pa.schema({**fields, **({IMAGE: pa.binary()} if has_pictures else {})})
+        self._labels = labels or QueryLabels()
+        self._query_schema = pa.schema([*_QUERY_SCHEMA, *pa.schema(self._labels.schema)])
+        self._queries = pa.ipc.new_file(str(folder / QUERIES), self._query_schema)
         self._passages = pa.ipc.new_file(str(folder / PASSAGES), self._passage_schema)
         self._rows: dict[str, int] = {}
         self._num_examples = 0
@@ -208,7 +311,7 @@ class ExampleWriter:
         whose text was never given.
         """
         self.add_passages(passages)
-        columns: dict[str, list] = {name: [] for name in _QUERY_SCHEMA.names}
+        columns: dict[str, list] = {name: [] for name in self._query_schema.names}
         for example in examples:
             _check(example)
             columns[QUERY_ID].append(example.query.query_id)
@@ -218,8 +321,11 @@ class ExampleWriter:
             columns[POSITIVE_SCORES].append(list(example.positive_scores))
             columns[NEGATIVE_SCORES].append(list(example.negative_scores))
             columns[NEGATIVE_SOURCES].append(list(example.negative_sources))
+            labels = self._labels.row(example.query)
+            for name in self._labels.schema:
+                columns[name].append(labels[name])
         self._num_examples += len(examples)
-        self._queries.write_table(pa.table(columns, schema=_QUERY_SCHEMA))
+        self._queries.write_table(pa.table(columns, schema=self._query_schema))
 
     def add_passages(self, passages: pa.Table) -> None:
         """Appends the texts of passages that are `new` to the set."""

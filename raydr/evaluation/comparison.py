@@ -9,7 +9,7 @@ p-values are Holm-corrected over the runs compared with the reference, measure b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,13 +115,22 @@ def comparison_table(comparison: Comparison) -> str:
                 mark = " *" if c.is_significant(r, m) else ""
                 row += [f"{c.differences[r, m]:+.4f}", f"{format_p(c.p_corrected[r, m])}{mark}"]
             rows.append(row)
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [_aligned(header, widths), _aligned(["-" * width for width in widths], widths)]
-    for index, row in enumerate(rows):
-        if several and index and index % len(c.names) == 0:
+    table = text_table(header, rows, blank_every=len(c.names) if several else None)
+    return "\n".join([table, "", *footnotes(c)]) + "\n"
+
+
+def text_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, num_names: int = 2, blank_every: int | None = None
+) -> str:
+    """Rows as aligned text, the first `num_names` columns to the left; a blank line after every so many rows."""
+    full = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    widths = [max(len(row[column]) for row in [head, *full]) for column in range(len(head))]
+    lines = [_aligned(head, widths, num_names), _aligned(["-" * width for width in widths], widths, num_names)]
+    for index, row in enumerate(full):
+        if blank_every and index and index % blank_every == 0:
             lines.append("")
-        lines.append(_aligned(row, widths))
-    return "\n".join([*lines, "", *footnotes(c)]) + "\n"
+        lines.append(_aligned(row, widths, num_names))
+    return "\n".join(lines)
 
 
 def footnotes(comparison: Comparison) -> list[str]:
@@ -152,10 +161,10 @@ def format_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _aligned(row: list[str], widths: list[int]) -> str:
+def _aligned(row: Sequence[str], widths: list[int], num_names: int) -> str:
     # Names to the left, numbers to the right.
     cells = [
-        cell.ljust(width) if i < 2 else cell.rjust(width)
+        cell.ljust(width) if i < num_names else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
     return "  ".join(cells).rstrip()

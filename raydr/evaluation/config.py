@@ -17,7 +17,11 @@ class EvaluateConfig(Config):
     """What is measured, and how certain it is."""
 
     measures: list[str] = Field(default=["nDCG@10", "RR@10", "R@100"], min_length=1)
-    """Names in ir_measures syntax: nDCG@10, RR@10 (or MRR@10), R@1000, AP, AP(rel=2)@1000, P@5, Judged@10, ..."""
+    """Names in ir_measures syntax: nDCG@10, RR@10 (or MRR@10), R@1000, AP, AP(rel=2)@1000, P@5, Judged@10, ...; and
+    Hit@5, which is what M-BEIR calls recall: whether anything relevant is among the first five."""
+    task_measures: dict[str, str] = Field(default_factory=dict)
+    """Where queries have tasks: the measure that a task is judged by, such as `{fashioniq: Hit@10}`; the first of
+    `measures` where none is named. `TaskMean` is the mean of these over the tasks."""
     relevance_level: int = Field(default=1, ge=1)
     """Grade from which a passage counts as relevant in binary measures (all but nDCG) that name no `rel` themselves;
     TREC Deep Learning passages use 2. It shows in the name of the measure: RR@10 becomes RR(rel=2)@10."""
@@ -44,3 +48,12 @@ class EvaluateConfig(Config):
         if duplicates := {name for name in parsed if parsed.count(name) > 1}:
             raise ValueError(f"the same measure is named twice: {', '.join(sorted(duplicates))}")
         return names
+
+    @field_validator("task_measures")
+    @classmethod
+    def _can_be_computed_too(cls, measures: dict[str, str]) -> dict[str, str]:
+        from raydr.evaluation.metrics import parse_measure
+
+        for name in measures.values():
+            parse_measure(name)
+        return measures

@@ -8,6 +8,8 @@ Notable:
 - Every judged query counts: one the run does not answer scores zero (`trec_eval -c`). Queries without judgements are
   left out. Both are counted.
 - nDCG uses the grades as linear gains, as trec_eval does; negative grades are not relevant.
+- `Hit@k` is 1 where any relevant passage is among the first k hits, 0 where none is. It is what M-BEIR, DPR and others
+  print as "recall@k", and what ir_measures calls Success@k; R@k is the share of the relevant passages that are there.
 - A measure with a cut-off is given the run only that deep, which changes nothing but the time it takes.
 
     per_query = measure_run(run, qrels, EvaluateConfig(measures=["nDCG@10", "RR@10"]))
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _CUT_IS_HARMLESS = {"nDCG", "AP", "R", "P", "RR", "Success"}
 """Measures whose value at cut-off k depends on the first k hits alone."""
+_HIT = re.compile(r"^Hit(?=[@(]|$)")
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def measure_run(run: Run, qrels: Qrels, config: EvaluateConfig | None = None) ->
         scored = {q: dict(zip(ids[:depth], descending, strict=False)) for q, ids in rankings.items()}
         for value in ir_measures.iter_calc(group, qrels, scored):
             values[rows[value.query_id], columns[value.measure]] = value.value
-    return PerQuery([*qrels], [str(measure) for measure in measures], values, counts)
+    names = [measure_name(name, config.relevance_level) for name in config.measures]
+    return PerQuery([*qrels], names, values, counts)
 
 
 def _depth(measures: list[Measure]) -> int | None:
@@ -100,17 +104,23 @@ def _depth(measures: list[Measure]) -> int | None:
     return None
 
 
+def measure_name(name: str, relevance_level: int = 1) -> str:
+    """A measure as it is named in what is written: as ir_measures does, but for `Hit@k`."""
+    measure = str(parse_measure(name, relevance_level))
+    return measure.replace("Success", "Hit") if _HIT.match(name) else measure
+
+
 def parse_measure(name: str, relevance_level: int = 1) -> Measure:
-    """The ir_measures object of a name. Raises `ValueError` saying what is wrong with it and what would do."""
+    """The ir_measures object of a name, or of `Hit@k`. Raises `ValueError` saying what is wrong and what would do."""
     import ir_measures
 
     try:
-        measure = ir_measures.parse_measure(name)
+        measure = ir_measures.parse_measure(_HIT.sub("Success", name))
         measure.validate_params()
     except (NameError, ValueError, AssertionError, SyntaxError) as error:
         reason = re.sub(r"invalid param (\w+)=<object.*", r"it needs a \1", str(error))
         raise ValueError(
-            f"{name!r} is not a measure: {reason}; write it as in nDCG@10, RR@10, R@100, AP(rel=2)"
+            f"{name!r} is not a measure: {reason}; write it as in nDCG@10, RR@10, R@100, Hit@5, AP(rel=2)"
         ) from None
     if "cutoff" in measure.params and measure.params["cutoff"] < 1:
         raise ValueError(f"{name!r}: a cut-off is at least 1")

@@ -19,6 +19,7 @@ import numpy as np
 from raydr.evaluation.comparison import Comparison, footnotes, format_p
 from raydr.evaluation.curves import RocCurve
 from raydr.evaluation.plots import Theme, save_plot
+from raydr.evaluation.tasks import Tasks, WrongModality, modality_table, task_table
 from raydr.types import Query
 from raydr.version import __version__
 
@@ -57,6 +58,8 @@ def render_report(
     *,
     title: str = "Evaluation",
     queries: Sequence[Query] = (),
+    tasks: Tasks | None = None,
+    wrong: WrongModality | None = None,
 ) -> str:
     """The report as an HTML document; the texts of `queries` are shown beside their ids where given."""
     c = comparison
@@ -66,11 +69,15 @@ def render_report(
     last = curves[c.names[-1]]
     if last is not None:
         tiles.append((f"{last.area:.4f}", "area under pooled ROC"))
+    if tasks is not None:
+        tiles.insert(0, (f"{tasks.own_values[-1].mean():.4f}", f"mean of {len(tasks.names)} tasks"))
     parts = [
         f"<h1>{escape(title)}</h1><p class=soft>{escape(several)}: {c.counts[0].queries:,} judged queries</p>",
         "<div class=tiles>" + "".join(f"<div class=tile><b>{v}</b>{escape(n)}</div>" for v, n in tiles) + "</div>",
         _picture(c, curves),
         "<h2>Values</h2>" + _values_table(c),
+        _tasks_section(c, tasks),
+        _modality_section(c, wrong),
         "<h2>What the numbers rest on</h2><ul>" + "".join(f"<li>{escape(n)}</li>" for n in footnotes(c)) + "</ul>",
         _roc_section(c, curves),
         _moved_queries(c, texts) if len(c.names) > 1 else _weakest_queries(c, texts),
@@ -81,7 +88,7 @@ def render_report(
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-        + "\n".join(parts)
+        + "\n".join(filter(None, parts))
         + "\n</body></html>\n"
     )
 
@@ -119,6 +126,20 @@ def _values_table(c: Comparison) -> str:
             better = "good" if c.differences[r, m] > 0 else "bad"
             styles.append(better if c.is_significant(r, m) else "")
     return _table(head, rows, align="ll", styles=styles)
+
+
+def _tasks_section(c: Comparison, tasks: Tasks | None) -> str:
+    if tasks is None:
+        return ""
+    note = "Each task by a measure of its own; in the mean over the tasks, each counts once."
+    return f"<h2>Tasks</h2><p class=soft>{note}</p>" + _table(*task_table(tasks, c), align="lll")
+
+
+def _modality_section(c: Comparison, wrong: WrongModality | None) -> str:
+    if wrong is None:
+        return ""
+    note = "Of the first k hits, the share that is of a modality which no relevant passage of the query has."
+    return f"<h2>Hits of the wrong modality</h2><p class=soft>{note}</p>" + _table(*modality_table(wrong, c), align="l")
 
 
 def _roc_section(c: Comparison, curves: Mapping[str, RocCurve | None]) -> str:

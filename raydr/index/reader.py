@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int8, Int64
 
 from raydr.artifacts import Artifact, open_artifact
 from raydr.config import Component
@@ -31,7 +31,7 @@ from raydr.index.layout import KIND, IndexDetails, ShardRecord, read_deleted, re
 from raydr.index.shard import PASSAGES, PassageIds, Shard, dense
 from raydr.index.topk import TopK, merge
 from raydr.storage import bucket_of, reach
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, Embeddings
+from raydr.types import DOCUMENT_ID, IMAGE, MODALITIES, PASSAGE_ID, Embeddings, Modality
 
 
 class IndexReader:
@@ -125,6 +125,27 @@ class IndexReader:
     def document_ids(self) -> PassageIds:
         """The document each row was cut from, by row of the whole index; the passage itself where none was split."""
         return self._ids(DOCUMENT_ID if self.details.is_split else PASSAGE_ID)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether passages may have pictures."""
+        return IMAGE in self.schema.names
+
+    @cached_property
+    def modalities(self) -> Int8[np.ndarray, " row"]:
+        """What every row of the whole index is made of, deleted ones included, as its place in `types.MODALITIES`."""
+        return np.concatenate([shard.modalities() for shard in self.shards])
+
+    def modalities_of(self, ids: Collection[str]) -> dict[str, Modality]:
+        """What each passage (or document, where they were split: all its passages together) is made of.
+
+        Ids that are not there are left out.
+        """
+        found: dict[str, Modality] = {}
+        for id_, rows in self.rows_of(ids).items():
+            own: set[Modality] = {MODALITIES[place] for place in self.modalities[rows].tolist()}
+            found[id_] = own.pop() if len(own) == 1 else "image,text"
+        return found
 
     def _ids(self, name: str) -> PassageIds:
         columns = [shard.table.column(name) for shard in self.shards]

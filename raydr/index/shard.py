@@ -19,7 +19,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int8, Int64
 
 from raydr.artifacts import FileRecord, bring, checked
 from raydr.data.arrow_rows import ArrowRows
@@ -29,7 +29,7 @@ from raydr.index.filters import Filters, row_mask
 from raydr.index.topk import empty
 from raydr.index.vectors import Vectors, create
 from raydr.protocols import TopK
-from raydr.types import PASSAGE_ID, Embeddings
+from raydr.types import IMAGE, MODALITIES, PASSAGE_ID, TEXT, TITLE, Embeddings
 
 VECTORS = "vectors.faiss"
 PASSAGES = "passages.arrow"
@@ -142,6 +142,19 @@ class Shard:
         """The live rows that pass the filters. Raises `FilterError` naming the field that is wrong."""
         mask = row_mask(self.table, filters, allow_ids=allow_ids, exclude_ids=exclude_ids)
         return mask if self.alive is None else mask & self.alive
+
+    def modalities(self) -> Int8[np.ndarray, " row"]:
+        """What every row is made of, as its place in `types.MODALITIES`; no picture is read."""
+        text, image, both = map(MODALITIES.index, ("text", "image", "image,text"))
+        if IMAGE not in self.table.column_names:
+            return np.full(self.num_rows, text, dtype=np.int8)
+        parts = []
+        for batch in self.table.select([TITLE, TEXT, IMAGE]).to_batches():
+            words = [pc.utf8_trim_whitespace(pc.fill_null(batch[name], "")) for name in (TITLE, TEXT)]
+            has_text = pc.or_(*(pc.not_equal(own, "") for own in words)).to_numpy(zero_copy_only=False)
+            has_image = batch[IMAGE].is_valid().to_numpy(zero_copy_only=False)
+            parts.append(np.where(has_image, np.where(has_text, both, image), text).astype(np.int8))
+        return np.concatenate([np.zeros(0, dtype=np.int8), *parts])
 
     def take(self, rows: Sequence[int] | Int64[np.ndarray, " hit"], columns: Sequence[str] | None = None) -> pa.Table:
         """The passages of `rows`, in that order. Only the batches that hold them are touched."""

@@ -141,6 +141,29 @@ class SearchConfig(Placement):
         return self
 
 
+class ModalityConfig(Config):
+    """Modality-aware negatives (MM-Embed, arXiv 2411.02571): in the search by embedding of an index of all modalities,
+    what is of another modality than the positives and ranks above them, and what is of theirs but ranks low.
+    """
+
+    depth: int = Field(default=50, ge=1)
+    """Hits of each query that are looked at. Where no positive is among them, all of another modality count."""
+    low_rank: int = Field(default=45, ge=0)
+    """Hits of the positives' modality are negatives beyond this rank, down to `depth`; what is above may answer."""
+    num_wrong_modality: int | None = Field(default=None, ge=0)
+    """Negatives of another modality kept for each query, the hardest; null: all."""
+    num_low_rank: int | None = Field(default=None, ge=0)
+    """Negatives of low rank kept for each query, the hardest; null: all."""
+
+    @model_validator(mode="after")
+    def _looks_beyond_the_low_rank(self) -> ModalityConfig:
+        if self.low_rank >= self.depth:
+            raise ValueError(
+                f"low_rank ({self.low_rank}) leaves no rank down to depth ({self.depth}): make depth greater"
+            )
+        return self
+
+
 class MineConfig(Config):
     """Finding negatives for training queries. How the index is searched (devices, CPUs, how hard) is `search`'s."""
 
@@ -162,7 +185,7 @@ class MineConfig(Config):
     """Where candidates come from: `model`: dense search with the method's encoder; `bm25`: search by words; `random`:
     uniformly from the whole index. Several take turns, so each gives its share."""
     num_negatives: int = Field(default=16, ge=1)
-    """Negatives kept for each query, the hardest first."""
+    """Negatives kept for each query, the hardest first. With `modality_aware` it counts random ones only."""
     first_rank: int = Field(default=1, ge=1)
     """`model` and `bm25`: the first rank of the search that is a candidate."""
     last_rank: int = Field(default=100, ge=1)
@@ -175,8 +198,13 @@ class MineConfig(Config):
     fraction: float | None = Field(default=None, gt=0, le=1)
     """A negative has to score below this fraction of the positive's score (TopK-PercPos, which NV-Retriever uses with
     0.95). Where the positive's score s is negative, below (2 - fraction) * s."""
+    modality_aware: ModalityConfig | None = None
+    """Negatives by what they are made of, for corpora with pictures: `{}` has the paper's settings. Then `sources`,
+    `first_rank` and `last_rank` stay as they are, and `max_score`, `margin` and `fraction` apply to the negatives of
+    low rank and to random ones: the wrong modality is wrong however well it scores. null: without regard to it."""
     fill_random: bool = True
-    """Whether queries that are left with no negative get random ones; without, they stay without any."""
+    """Whether queries that are left with no negative get random ones (with `modality_aware`: of their positives'
+    modality); without, they stay without any."""
     seed: int = 0
     """Draws random negatives; a query's draw depends on nothing else but its id."""
     source_file: str | None = None
@@ -206,4 +234,11 @@ class MineConfig(Config):
             raise ValueError(f"sources: each may be named once, got {list(self.sources)}")
         if self.first_rank > self.last_rank:
             raise ValueError(f"first_rank ({self.first_rank}) must not be greater than last_rank ({self.last_rank})")
+        if self.modality_aware is not None:
+            decided = ("sources", "first_rank", "last_rank")
+            if changed := [name for name in decided if getattr(self, name) != type(self).model_fields[name].default]:
+                raise ValueError(
+                    f"{changed[0]}: with modality_aware, negatives are the model's hits, at the ranks that "
+                    "modality_aware.depth and modality_aware.low_rank say; leave it out"
+                )
         return self

@@ -32,7 +32,7 @@ from raydr.stages import embed_on_ray
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
-from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE
+from raydr.types import POSITION
 
 KIND = "embeddings"
 EMBEDDINGS = "embeddings"
@@ -94,7 +94,7 @@ def _embed_here(corpus: Corpus, embedder: Embedder, config: EmbedConfig, folder:
     done = pa.array(_positions(folder))
     bucket = storage.bucket_of(folder)
     with Progress("embed", total=corpus.num_passages, initial=len(done), unit="passage") as progress:
-        for table in corpus.passages([PASSAGE_ID, POSITION, TITLE, TEXT]):
+        for table in corpus.passages(corpus.encoded_columns):
             todo = table.filter(pc.invert(pc.is_in(table[POSITION], value_set=done)))
             for start in range(0, len(todo), config.passages_per_block):
                 block = embedder(todo.slice(start, config.passages_per_block))

@@ -27,7 +27,7 @@ from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
 from raydr.stages.pool import RESTARTS, worker_pool
 from raydr.storage import reach
-from raydr.types import PASSAGE_ID, POSITION, TEXT, TITLE
+from raydr.types import POSITION
 
 if TYPE_CHECKING:
     import ray.data
@@ -116,7 +116,6 @@ def embed_files(
     # On this node, with which the job would end anyway: on another one its loss would end the job.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Tally).remote()
-    columns = [PASSAGE_ID, POSITION, TITLE, TEXT]
     filesystem, (checkpoints, target) = reach([out / CHECKPOINTS, folder])
     context = ray.data.DataContext.get_current().copy()
     context.checkpoint_config = CheckpointConfig(
@@ -139,7 +138,7 @@ def embed_files(
     shown = followed("embed", embedded, total=corpus.num_passages, unit="passage")
     with ray.data.DataContext.current(context), shown:
         own, files = reach(corpus.passage_files)
-        dataset = ray.data.read_parquet(files, columns=columns, filesystem=own)
+        dataset = ray.data.read_parquet(files, columns=corpus.encoded_columns, filesystem=own)
         dataset.set_name(f"embed {corpus.name}")  # as the dashboard calls it, and all that follows from it
         embedded_passages = embed_stage(build_encoder, config, tally=tally)(dataset)
         embedded_passages.write_parquet(target, filesystem=filesystem, **FILE_OPTIONS)

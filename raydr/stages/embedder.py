@@ -15,7 +15,7 @@ from raydr.encoders.factory import BuildEncoder
 from raydr.encoders.token_batches import EncoderStats
 from raydr.errors import ConfigError
 from raydr.stages.columns import require_columns
-from raydr.types import EMBEDDING, PASSAGE_ID, POSITION, TEXT, TITLE, Passage
+from raydr.types import EMBEDDING, IMAGE, PASSAGE_ID, POSITION, TEXT, TITLE, Passage
 
 NEEDED = (PASSAGE_ID, POSITION, TEXT)
 
@@ -54,8 +54,10 @@ class Embedder:
         start = time.perf_counter()
         texts = table[TEXT].to_pylist()
         titles = table[TITLE].to_pylist() if TITLE in table.column_names else [""] * len(texts)
-        rows = zip(table[PASSAGE_ID].to_pylist(), texts, titles, strict=True)
-        embeddings = self._encoder.encode_passages([Passage(id_, text, title or "") for id_, text, title in rows])
+        images = table[IMAGE].to_pylist() if IMAGE in table.column_names else [None] * len(texts)
+        rows = zip(table[PASSAGE_ID].to_pylist(), texts, titles, images, strict=True)
+        passages = [Passage(id_, text or "", title or "", image) for id_, text, title, image in rows]
+        embeddings = self._encoder.encode_passages(passages)
         if not isinstance(embeddings, np.ndarray):
             raise ConfigError("embed stores dense embeddings; this method's encoder gives sparse ones")
         self._count(len(texts), time.perf_counter() - start)

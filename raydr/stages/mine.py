@@ -18,29 +18,30 @@ import hashlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.data.config import DataConfig
 from raydr.data.corpus import QuerySet
 from raydr.data.example_files import examples_from_file
-from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter
+from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter, QueryLabels
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.index.reader import IndexReader
 from raydr.index.shard import dense
 from raydr.progress import Progress
-from raydr.stages.config import MineConfig, SearchConfig, Source
-from raydr.stages.negatives import Candidates, Choice, choose, score_limits
+from raydr.stages.config import MineConfig, ModalityConfig, SearchConfig, Source
+from raydr.stages.modality import LOW_RANK, WRONG_MODALITY, by_modality, right_modalities
+from raydr.stages.negatives import Candidates, choose, score_limits
 from raydr.stages.search import Searcher, described
 from raydr.storage import named
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, TEXT, TITLE, Query
+from raydr.types import DOCUMENT_ID, IMAGE, PASSAGE_ID, TEXT, TITLE, Query
 
 _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
 """In the order of their turns, which is that of how hard their negatives are."""
@@ -96,6 +97,14 @@ class Positives(NamedTuple):
     scores: Float32[np.ndarray, " score"]
 
 
+class Negatives(NamedTuple):
+    """Rows of a query's negatives, with their scores (empty where nothing was scored) and where each is from."""
+
+    rows: Int64[np.ndarray, " negative"]
+    scores: list[float]
+    sources: list[str]
+
+
 def mine_negatives(
     index_path: str | Path,
     queries: QuerySet,
@@ -120,7 +129,9 @@ def mine_negatives(
         raise ArtifactError(
             f"{reader.path}: built without BM25, which mine.sources names; build it with index.bm25={{}}"
         )
-    settings = config.model_dump(mode="json", exclude=_ELSEWHERE) | {
+    # What is not asked for is left out: examples that were mined before there was such a setting are still the same.
+    without = _ELSEWHERE if config.modality_aware is not None else {*_ELSEWHERE, "modality_aware"}
+    settings = config.model_dump(mode="json", exclude=without) | {
         "index_version": reader.version,
         "parameters": search.parameters.model_dump(mode="json"),
         "method": described(build_encoder),
@@ -138,7 +149,12 @@ def mine_negatives(
         miner = Miner(reader, config, build_encoder, search, use_ray=use_ray, stack=stack)
         start = time.perf_counter()
         with (
-            ExampleWriter(out, is_split=reader.details.is_split) as examples,
+            ExampleWriter(
+                out,
+                is_split=reader.details.is_split,
+                has_pictures=reader.has_pictures,
+                labels=QueryLabels.of(queries),
+            ) as examples,
             Progress("mine", total=len(judged), unit="query") as progress,
         ):
             for first in range(0, len(judged), search.query_batch):
@@ -175,7 +191,7 @@ class Miner:
         plain = search.model_copy(update={"mode": mode, **everything})
         self._searcher = Searcher(reader, plain, build_encoder, None, use_ray=use_ray, stack=stack)
         self._alive = np.flatnonzero(reader.select()) if reader.details.num_deleted else None
-        self._num_alive = reader.num_passages
+        self._rows_of_modalities: dict[bytes, Int64[np.ndarray, " row"]] = {}
         self.counts: Counter[str] = Counter(negatives=0, without_negatives=0, filled=0)
 
     def write(self, block: Sequence[Judged], examples: ExampleWriter) -> None:
@@ -184,21 +200,40 @@ class Miner:
         embeddings = None if found is None else dense(found)
         lines = [None] * len(block) if embeddings is None else embeddings
         positives = [self._positives(judged, embedding) for judged, embedding in zip(block, lines, strict=True)]
-        sources = [source for source in _SOURCES if source in self._config.sources]
-        candidates = self._candidates(block, embeddings, sources)
-        choice = self._choose(block, positives, candidates)
-        negatives = list(self._negatives(candidates, choice))
-        self.counts.update(choice.counts)
-        empty = [line for line, (rows, _, _) in enumerate(negatives) if not len(rows)]
+        if self._config.modality_aware is None:
+            sources = [source for source in _SOURCES if source in self._config.sources]
+            negatives, counts = self._chosen(block, positives, self._candidates(block, embeddings, sources))
+        else:
+            negatives, counts = self._by_modality(block, embeddings, positives, self._config.modality_aware)
+        self.counts.update(counts)
+        empty = [line for line, own in enumerate(negatives) if not len(own.rows)]
         self.counts["without_negatives"] += len(empty)
         if empty and self._config.fill_random:
             part, theirs = [block[line] for line in empty], None if embeddings is None else embeddings[empty]
-            drawn = self._candidates(part, theirs, ["random"], purpose="fill")
-            choice = self._choose(part, [positives[line] for line in empty], drawn)
-            for line, filling in zip(empty, self._negatives(drawn, choice), strict=True):
+            candidates = self._candidates(part, theirs, ["random"], purpose="fill")
+            drawn, _ = self._chosen(part, [positives[line] for line in empty], candidates)
+            for line, filling in zip(empty, drawn, strict=True):
                 negatives[line] = filling
-                self.counts["filled"] += bool(len(filling[0]))
+                self.counts["filled"] += bool(len(filling.rows))
         self._append(block, positives, negatives, examples)
+
+    def _by_modality(
+        self,
+        block: Sequence[Judged],
+        embeddings: Float32[np.ndarray, "query dim"] | None,
+        positives: Sequence[Positives],
+        config: ModalityConfig,
+    ) -> tuple[list[Negatives], Counter[str]]:
+        """Of another modality than the positives and above them, or of theirs and low in the ranking."""
+        candidates = self._candidates(block, embeddings, ["model"])
+        hard = by_modality(
+            candidates,
+            [judged.relevant_rows for judged in block],
+            self._reader.modalities,
+            self._limits(positives),
+            config,
+        )
+        return [_negatives(candidates, line, *hard.of(line)) for line in range(len(block))], hard.counts
 
     def _positives(self, judged: Judged, embedding: Float32[np.ndarray, " dim"] | None) -> Positives:
         if embedding is None:
@@ -234,52 +269,71 @@ class Miner:
         purpose: str,
     ) -> Int64[np.ndarray, "query candidate"]:
         """What one source finds for each query, best first; padded with -1."""
-        queries = [judged.query for judged in block]
+        queries, config = [judged.query for judged in block], self._config
         if source == "random":
             return np.stack([self._drawn(judged, purpose) for judged in block])
+        first, last = config.first_rank, config.last_rank
+        if config.modality_aware is not None:
+            first, last = 1, config.modality_aware.depth
         if source == "model":
-            top = self._searcher.search(queries, embeddings, self._config.last_rank)
+            top = self._searcher.search(queries, embeddings, last)
         else:
-            top = self._reader.search_bm25([query.text for query in queries], self._config.last_rank)
-        return top.rows[:, self._config.first_rank - 1 :]
+            top = self._reader.search_bm25([query.text for query in queries], last)
+        return top.rows[:, first - 1 :]
 
     def _drawn(self, judged: Judged, purpose: str) -> Int64[np.ndarray, " candidate"]:
-        """`num_negatives` rows drawn uniformly from those that are not relevant, in random order; padded with -1."""
+        """`num_negatives` rows drawn uniformly from those that are not relevant (and, where modality counts, of a right
+        one), in random order; padded with -1.
+        """
         label = f"{self._config.seed}\n{purpose}\n{judged.query.query_id}"
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(label.encode()).digest()[:16], "big"))
         relevant, num = judged.relevant_rows, self._config.num_negatives
-        rows = rng.choice(self._num_alive, size=min(self._num_alive, num + len(relevant)), replace=False)
-        rows = rows if self._alive is None else self._alive[rows]
+        pool = self._alive if self._config.modality_aware is None else self._alive_of_right_modality(relevant)
+        size = self._reader.num_passages if pool is None else len(pool)
+        rows = rng.choice(size, size=min(size, num + len(relevant)), replace=False)
+        rows = rows if pool is None else pool[rows]
         rows = rows[~np.isin(rows, relevant)][:num]
         return np.pad(rows.astype(np.int64), (0, num - len(rows)), constant_values=-1)
+
+    def _alive_of_right_modality(self, relevant: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        """Rows that can be found and are of a modality that one of the `relevant` rows has."""
+        (right,) = right_modalities([relevant], self._reader.modalities)
+        if (key := right.tobytes()) not in self._rows_of_modalities:
+            own = np.flatnonzero(right[self._reader.modalities])
+            self._rows_of_modalities[key] = own if self._alive is None else np.intersect1d(own, self._alive)
+        return self._rows_of_modalities[key]
 
     def _scores(
         self, embedding: Float32[np.ndarray, " dim"], rows: Int64[np.ndarray, " row"]
     ) -> Float32[np.ndarray, " row"]:
         return self._reader.embeddings(rows) @ embedding
 
-    def _choose(self, block: Sequence[Judged], positives: Sequence[Positives], candidates: Candidates) -> Choice:
+    def _limits(self, positives: Sequence[Positives]) -> dict[str, Float64[np.ndarray, " query"]]:
         lowest = np.array([own.scores.min(initial=np.inf) for own in positives], dtype=np.float32)
-        return choose(
+        return score_limits(lowest, self._config)
+
+    def _chosen(
+        self, block: Sequence[Judged], positives: Sequence[Positives], candidates: Candidates
+    ) -> tuple[list[Negatives], Counter[str]]:
+        """The hardest candidates that are left; and what was removed of them."""
+        choice = choose(
             candidates,
             [judged.relevant_rows for judged in block],
-            score_limits(lowest, self._config),
+            self._limits(positives),
             num_negatives=self._config.num_negatives,
             ids_of=self._reader.passage_ids.take,
         )
-
-    def _negatives(self, candidates: Candidates, choice: Choice) -> Iterator[tuple[np.ndarray, list[float], list[str]]]:
-        """Rows, scores and sources of each query's negatives."""
+        negatives = []
         for line, columns in enumerate(choice.columns):
             own = columns[columns >= 0]
-            scores = [] if candidates.scores is None else candidates.scores[line, own].tolist()
-            yield candidates.rows[line, own], scores, [candidates.sources[column] for column in own]
+            negatives.append(_negatives(candidates, line, own, [candidates.sources[column] for column in own]))
+        return negatives, choice.counts
 
     def _append(
         self,
         block: Sequence[Judged],
         positives: Sequence[Positives],
-        negatives: Sequence[tuple[np.ndarray, list[float], list[str]]],
+        negatives: Sequence[Negatives],
         examples: ExampleWriter,
     ) -> None:
         ids = self._reader.passage_ids.take
@@ -292,8 +346,16 @@ class Miner:
             mined.append(Example(judged.query, own, others, negative_scores, sources, scores.tolist()))
             self.counts["negatives"] += len(others)
         columns = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if self._reader.details.is_split else [])]
+        columns += [IMAGE] if self._reader.has_pictures else []
         new = [row_of[passage_id] for passage_id in examples.new(row_of)]
         examples.add(mined, self._reader.take(new, columns))
+
+
+def _negatives(
+    candidates: Candidates, line: int, columns: Int64[np.ndarray, " negative"], sources: Sequence[str]
+) -> Negatives:
+    scores = [] if candidates.scores is None else candidates.scores[line, columns].tolist()
+    return Negatives(candidates.rows[line, columns], scores, list(sources))
 
 
 def _judged(queries: QuerySet, reader: IndexReader) -> tuple[list[Judged], int]:
@@ -326,6 +388,12 @@ def _summarise(out: Path, counts: dict[str, int]) -> None:
         f"candidates; removed: {removed}",
         file=sys.stderr,
     )
+    if WRONG_MODALITY in counts:
+        kinds = [
+            f"{counts[kind]:,} {kind} ({counts[f'without_{kind}']:,} queries have none)"
+            for kind in (WRONG_MODALITY, LOW_RANK)
+        ]
+        print(f"mine: negatives: {', '.join(kinds)}", file=sys.stderr)
     if counts["without_negatives"]:
         filled = f"{counts['filled']:,} of them got random ones"
         print(f"mine: {counts['without_negatives']:,} queries had no negative left, {filled}", file=sys.stderr)

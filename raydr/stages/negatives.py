@@ -82,7 +82,7 @@ def choose(
     rows = candidates.rows
     left = rows >= 0
     counts = Counter(candidates=int(left.sum()))
-    filters = {"relevant": _is_relevant(rows, relevant), "duplicate": _is_repeated(rows)}
+    filters = {"relevant": is_relevant(rows, relevant), "duplicate": is_repeated(rows)}
     if candidates.scores is not None:
         filters |= {name: ~(candidates.scores < limit[:, None]) for name, limit in limits.items()}
     for name, removes in filters.items():
@@ -92,13 +92,14 @@ def choose(
     return Choice(_hardest_first(candidates, columns, ids_of), counts)
 
 
-def _is_relevant(
+def is_relevant(
     rows: Int64[np.ndarray, "query candidate"], relevant: Sequence[Int64[np.ndarray, " _"]]
 ) -> Bool[np.ndarray, "query candidate"]:
+    """Whether a row is one of its query's `relevant` ones."""
     return np.stack([np.isin(line, own) for line, own in zip(rows, relevant, strict=True)])
 
 
-def _is_repeated(rows: Int64[np.ndarray, "query candidate"]) -> Bool[np.ndarray, "query candidate"]:
+def is_repeated(rows: Int64[np.ndarray, "query candidate"]) -> Bool[np.ndarray, "query candidate"]:
     """Whether a row stands further to the left already."""
     by_row = np.argsort(rows, axis=1, kind="stable")
     ordered = np.take_along_axis(rows, by_row, axis=1)

@@ -34,12 +34,20 @@ from raydr.progress import Progress
 from raydr.stages.config import RerankConfig
 from raydr.stages.feedback import rerank_lists
 from raydr.stages.pool import over_pool
-from raydr.stages.search import KIND, HitsTable
+from raydr.stages.search import KIND, HitsTable, read_of
 from raydr.storage import named
-from raydr.types import PASSAGE_ID, QUERY_ID, SCORE, TEXT, Hit, Passage, Query, Run
+from raydr.types import IMAGE, PASSAGE_ID, QUERY_ID, SCORE, TEXT, Hit, Passage, Query, Run
 
+_INSTRUCTION = "instruction"
 _LISTS = pa.schema(
-    {QUERY_ID: pa.string(), TEXT: pa.string(), "passage_ids": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
+    {
+        QUERY_ID: pa.string(),
+        TEXT: pa.string(),
+        IMAGE: pa.binary(),
+        _INSTRUCTION: pa.string(),
+        "passage_ids": pa.list_(pa.string()),
+        "scores": pa.list_(pa.float64()),
+    }
 )
 
 
@@ -64,21 +72,21 @@ def rerank_run(
             f"{reader.path}: its documents were split, so a run of it names documents, not the passages to read; "
             "rerank while searching: search.rerank=N"
         )
-    texts = {query.query_id: query.text for query in queries}
-    if unknown := [query_id for query_id in run if query_id not in texts]:
-        raise DataError(f"the run has hits for query {unknown[0]!r}, which is not among the {len(texts)} queries")
+    asked = {query.query_id: query for query in queries}
+    if unknown := [query_id for query_id in run if query_id not in asked]:
+        raise DataError(f"the run has hits for query {unknown[0]!r}, which is not among the {len(asked)} queries")
     settings = {
         "reranker": reranker.model_dump(mode="json"),
         "depth": config.depth,
         "run": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest(),
-        "queries": hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest(),
+        "queries": hashlib.sha256(json.dumps(sorted(map(read_of, asked.values()))).encode()).hexdigest(),
     }
     inputs = {"index": reader.artifact, **artifacts_named_in({"reranker": settings["reranker"]})}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
         print(f"rerank: {named(out)} has this run already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
-    heads = [_head(query_id, texts[query_id], hits[: config.depth]) for query_id, hits in run.items()]
+    heads = [_head(asked[query_id], hits[: config.depth]) for query_id, hits in run.items()]
     blocks = [
         pa.Table.from_pylist(heads[start : start + config.queries_per_block], schema=_LISTS)
         for start in range(0, len(heads), config.queries_per_block)
@@ -109,9 +117,10 @@ def rerank_run(
     return open_artifact(out, kind=KIND)
 
 
-def _head(query_id: str, text: str, hits: Sequence[Hit]) -> dict[str, Any]:
+def _head(query: Query, hits: Sequence[Hit]) -> dict[str, Any]:
     ids, scores = [hit.passage_id for hit in hits], [hit.score for hit in hits]
-    return {QUERY_ID: query_id, TEXT: text, "passage_ids": ids, "scores": scores}
+    row = (query.query_id, query.text, query.image, query.instruction, ids, scores)
+    return dict(zip(_LISTS.names, row, strict=True))
 
 
 def _with_rest(head: list[Hit], rest: Sequence[Hit]) -> list[Hit]:
@@ -129,18 +138,23 @@ class _Reranker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = block.to_pylist()
-        lists = [(Query(row[QUERY_ID], row[TEXT]), list(map(Hit, row["passage_ids"], row["scores"]))) for row in rows]
+        asked = [Query(row[QUERY_ID], row[TEXT], row[IMAGE], row[_INSTRUCTION]) for row in rows]
+        lists = [
+            (query, list(map(Hit, row["passage_ids"], row["scores"]))) for query, row in zip(asked, rows, strict=True)
+        ]
         passages = self._passages({hit.passage_id for _, hits in lists for hit in hits})
         with series.timed("raydr_rerank_seconds_total"):
             ranked = rerank_lists(self._reranker, lists, passages)
         series.count("raydr_rerank_lists_total", len(lists))
-        heads = [_head(q.query_id, q.text, hits) for (q, _), hits in zip(lists, ranked, strict=True)]
+        heads = [_head(query, hits) for query, hits in zip(asked, ranked, strict=True)]
         return pa.Table.from_pylist(heads, schema=_LISTS)
 
     def _passages(self, ids: set[str]) -> dict[str, Passage]:
         rows = self._reader.passage_ids.where(ids)
         found = {
-            record[PASSAGE_ID]: Passage(record[PASSAGE_ID], record[TEXT] or "", record["title"] or "")
+            record[PASSAGE_ID]: Passage(
+                record[PASSAGE_ID], record[TEXT] or "", record["title"] or "", record.get(IMAGE)
+            )
             for record in self._reader.passages(rows)
         }
         if missing := ids - set(found):

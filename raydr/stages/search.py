@@ -43,7 +43,7 @@ from raydr.stages.config import SearchConfig
 from raydr.stages.feedback import Teachers, rerank_lists
 from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
 from raydr.storage import named
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
+from raydr.types import DOCUMENT_ID, IMAGE, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
 
 KIND = "run"
 RUN = "run.trec"
@@ -67,14 +67,14 @@ def search_corpus(
     `corpus`, where given, must be the one the index was built from. Raises `ArtifactError` when the index was made by
     another encoder than `build_encoder` builds, `DataError` for queries that cannot be answered one by one.
     """
-    _check_queries(queries)
+    _check_queries(queries, config.mode)
     reader = IndexReader.open(index_path, device=config.device, num_threads=config.num_threads)
     if corpus is not None and reader.artifact.manifest.inputs["corpus"] != corpus.artifact.fingerprint:
         raise ArtifactError(f"{reader.path}: not an index of the corpus in {corpus.path}; build the index again")
     # An index can change under its fingerprint (add, delete), so its version is part of what decides the outcome.
     settings = config.model_dump(mode="json", exclude=set(PLACEMENT)) | {
         "index_version": reader.version,
-        "queries": hashlib.sha256(json.dumps([(q.query_id, q.text) for q in queries]).encode()).hexdigest(),
+        "queries": hashlib.sha256(json.dumps([read_of(query) for query in queries]).encode()).hexdigest(),
         "method": described(build_encoder),
     }
     # The version stands for the encoder, and says nothing of what refines and reranks.
@@ -213,7 +213,10 @@ class Searcher:
         return feedback
 
     def _passages(self, rows: np.ndarray) -> list[Passage]:
-        return [Passage(p["passage_id"], p["text"], p["title"] or "") for p in self._reader.passages(rows)]
+        return [
+            Passage(p["passage_id"], p["text"] or "", p["title"] or "", p.get(IMAGE))
+            for p in self._reader.passages(rows)
+        ]
 
     def _table(self, queries: Sequence[Query], top: TopK, reranker: Reranker | None) -> tuple[pa.Table, int]:
         """Hits as columns, and the smallest number of hits of any query."""
@@ -258,6 +261,13 @@ class Searcher:
             new_rows.extend(rows[others])
             new_scores.extend(lowest - np.arange(1, len(others) + 1))
         return line, np.array(new_rows, dtype=np.int64), np.array(new_scores, dtype=np.float32)
+
+
+def read_of(query: Query) -> tuple[str, ...]:
+    """What of a query decides an answer, pictures as their hashes; of texts alone as before there were pictures."""
+    if query.image is None and not query.instruction:
+        return query.query_id, query.text
+    return query.query_id, query.text, hashlib.sha256(query.image or b"").hexdigest(), query.instruction
 
 
 class HitsTable:
@@ -326,12 +336,17 @@ def _check_stamp(reader: IndexReader, version: str) -> None:
         )
 
 
-def _check_queries(queries: Sequence[Query]) -> None:
+def _check_queries(queries: Sequence[Query], mode: str) -> None:
     if not queries:
         raise DataError("no queries to search with; the corpus needs queries.jsonl, and qrels for the split asked for")
     doubled = [id_ for id_, count in Counter(query.query_id for query in queries).items() if count > 1]
     if doubled:
         raise DataError(f"query id {doubled[0]!r} occurs twice; ids must be unique")
+    wordless = next((query.query_id for query in queries if query.image is not None and not query.text.strip()), None)
+    if mode == "bm25" and wordless is not None:
+        raise DataError(
+            f"query {wordless!r} is a picture without words, and mode bm25 has nothing else; search.mode=dense"
+        )
 
 
 def _cpu_share(wanted: list[float], nodes: list[float]) -> float:

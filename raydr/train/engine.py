@@ -55,8 +55,9 @@ class Engine:
             optimizer = torch.optim.AdamW(groups, fused=True, **settings)
         else:
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, **settings)
-        if num_workers() > 1 and hasattr(model, "always_looks"):
-            model.always_looks = True
+        network: Any = model
+        if num_workers() > 1 and hasattr(network, "always_looks"):
+            network.always_looks = True
         exact = _float32_weights(model) if config.precision == "bfloat16" else {}
         self._factors = [group["lr"] / config.learning_rate for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(

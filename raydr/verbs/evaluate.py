@@ -6,16 +6,19 @@ raydr evaluate qrels.txt bm25.trec dense.trec        any run files: a table with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from raydr.artifacts import Artifact, open_artifact
+from raydr.artifacts import Artifact, is_finished, open_artifact
 from raydr.data.corpus import Corpus
 from raydr.errors import DataError
 from raydr.evaluation.comparison import compare_runs, comparison_table
 from raydr.evaluation.config import EvaluateConfig
 from raydr.evaluation.evaluate import evaluate_run
+from raydr.evaluation.tasks import in_question
 from raydr.evaluation.trec import read_qrels, read_run
+from raydr.index.reader import IndexReader
+from raydr.types import Modality
 from raydr.verbs.config import RunConfig
 
 
@@ -36,9 +39,11 @@ def evaluate(
     artifacts = {**(baselines or {}), label or config.search.mode: open_artifact(config.out / name, kind="run")}
     runs = {key: read_run(artifact.path / "run.trec") for key, artifact in artifacts.items()}
     *_, last = runs
+    qrels = corpus.qrels()
+    modalities = _modalities(config.out / "index", corpus, in_question(runs, qrels))
     return evaluate_run(
         runs.pop(last),
-        corpus.qrels(),
+        qrels,
         config.evaluate,
         config.out / to,
         name=last,
@@ -46,7 +51,19 @@ def evaluate(
         queries=corpus.queries(),
         title=f"{Path(config.data.path).name}, {config.data.split or 'judged queries'}",
         inputs={"corpus": corpus.artifact, **{f"run {key}": artifact for key, artifact in artifacts.items()}},
+        tasks=corpus.tasks(),
+        modalities=modalities,
     )
+
+
+def _modalities(index: Path, corpus: Corpus, passage_ids: Collection[str]) -> dict[str, Modality] | None:
+    """What these passages are made of; None where the corpus has no pictures, or its index is not there to say so."""
+    if not is_finished(index):
+        return None
+    reader = IndexReader.open(index)
+    if reader.artifact.manifest.inputs["corpus"] != corpus.artifact.fingerprint or not reader.has_pictures:
+        return None
+    return reader.modalities_of(passage_ids)
 
 
 def compare_files(qrels: Path, runs: Sequence[Path], config: EvaluateConfig) -> str:

@@ -1,0 +1,199 @@
+"""A collection of pictures that a machine draws itself: emoji of an installed font, or coloured shapes.
+
+Notable: nothing is downloaded. Emoji get their names from Python's own Unicode table, and skin tones where the font has
+them; without the font (Debian's fonts-noto-color-emoji) shapes are drawn in every colour, size and place. What the
+test queries show is shown by no training query: parts are split by what is drawn. The folder is one that `data.path`
+names (docs/data_formats.md).
+
+| task | query | looks for |
+| --- | --- | --- |
+| text to image | a name | its picture |
+| image to text | a picture | its name |
+| image,text to image | a picture and "the same with dark skin tone" or "the same in blue" | the picture changed so |
+
+    write_drawn_pictures(Path("runs/pictures"))
+"""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydr.types import IMAGE, INSTRUCTIONS, PASSAGE_ID, QUERY_ID, TASK, TEXT
+
+FONTS = (
+    "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
+    "/usr/share/fonts/noto/NotoColorEmoji.ttf",
+    "/usr/share/fonts/google-noto-emoji/NotoColorEmoji.ttf",
+)
+_FONT_SIZE = 109
+"""The one size that the font's bitmaps have."""
+_SIDE = 72
+_BLOCKS = ((0x2600, 0x27C0), (0x1F300, 0x1F650), (0x1F680, 0x1F700), (0x1F900, 0x1FB00))
+_TONES = {
+    "light": "\U0001f3fb",
+    "medium-light": "\U0001f3fc",
+    "medium": "\U0001f3fd",
+    "medium-dark": "\U0001f3fe",
+    "dark": "\U0001f3ff",
+}
+_SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "bar", "star")
+_COLORS = {
+    "red": (214, 39, 40),
+    "blue": (31, 88, 190),
+    "green": (44, 150, 50),
+    "yellow": (240, 200, 30),
+    "purple": (140, 70, 180),
+    "orange": (250, 130, 20),
+    "black": (20, 20, 20),
+    "pink": (240, 120, 180),
+}
+_PLACES = {"on the left": 22, "in the middle": 36, "on the right": 50}
+_SIZES = {"small": 9, "large": 18}
+_TEST_EVERY = 5
+INSTRUCTIONS_OF = {
+    "text to image": ["Find the picture that the words describe.", "Which picture shows this?"],
+    "image to text": ["Find the name of the picture.", "What does this picture show?"],
+    "image,text to image": ["Find the picture changed as the text says.", "Which picture is this one, changed so?"],
+}
+
+
+class Drawn(NamedTuple):
+    """One picture."""
+
+    name: str
+    """What it shows; unique."""
+    kind: str
+    """What is drawn, without what can be changed about it: pictures of one kind are in one part."""
+    change: str
+    """What a picture of its kind becomes it by ("with dark skin tone", "in blue"); empty for the plain one."""
+    png: bytes
+
+
+def write_drawn_pictures(folder: Path) -> dict[str, int]:
+    """Writes passages, queries and judgements of a train and a test part; returns how many there are of each."""
+    font = next((Path(path) for path in FONTS if Path(path).is_file()), None)
+    pictures = list(_emoji(font) if font is not None else _shapes())
+    kinds = list(dict.fromkeys(picture.kind for picture in pictures))
+    part_of = {kind: "test" if number % _TEST_EVERY == 0 else "train" for number, kind in enumerate(kinds)}
+    passages = [{PASSAGE_ID: _id("picture", one), TEXT: "", IMAGE: one.png} for one in pictures]
+    passages += [{PASSAGE_ID: _id("name", one), TEXT: one.name, IMAGE: None} for one in pictures]
+    folder.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema({PASSAGE_ID: pa.string(), TEXT: pa.string(), IMAGE: pa.binary()})
+    pq.write_table(pa.Table.from_pylist(passages, schema=schema), folder / "passages.parquet")
+    queries, lines = [], {"train": ["query-id\tcorpus-id\tscore"], "test": ["query-id\tcorpus-id\tscore"]}
+    for query, target, kind in _queries(pictures):
+        queries.append(query)
+        lines[part_of[kind]].append(f"{query[QUERY_ID]}\t{target}\t1")
+    schema = pa.schema(
+        {
+            QUERY_ID: pa.string(),
+            TEXT: pa.string(),
+            IMAGE: pa.binary(),
+            INSTRUCTIONS: pa.list_(pa.string()),
+            TASK: pa.string(),
+        }
+    )
+    pq.write_table(pa.Table.from_pylist(queries, schema=schema), folder / "queries.parquet")
+    (folder / "qrels").mkdir(exist_ok=True)
+    for part, own in lines.items():
+        (folder / f"qrels/{part}.tsv").write_text("\n".join(own) + "\n", encoding="utf-8")
+    counts = {f"{part} queries": len(own) - 1 for part, own in lines.items()}
+    return {"pictures": len(pictures), **counts}
+
+
+def _queries(pictures: list[Drawn]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Query, what it looks for, and the kind that is shown."""
+
+    def query(query_id: str, task: str, text: str, image: bytes | None = None) -> dict[str, Any]:
+        return {QUERY_ID: query_id, TEXT: text, IMAGE: image, INSTRUCTIONS: INSTRUCTIONS_OF[task], TASK: task}
+
+    plain = {one.kind: one for one in pictures if not one.change}
+    for one in pictures:
+        yield query(_id("t", one), "text to image", one.name), _id("picture", one), one.kind
+        yield query(_id("i", one), "image to text", "", one.png), _id("name", one), one.kind
+        if one.change and one.kind in plain:
+            text = f"the same {one.change}"
+            asked = query(_id("c", one), "image,text to image", text, plain[one.kind].png)
+            yield asked, _id("picture", one), one.kind
+
+
+def _id(prefix: str, picture: Drawn) -> str:
+    return f"{prefix}:{picture.name.replace(' ', '-')}"
+
+
+def _emoji(font_file: Path) -> Iterator[Drawn]:
+    from PIL import ImageFont, features
+
+    font = ImageFont.truetype(str(font_file), _FONT_SIZE)
+    joins = features.check("raqm")  # what puts an emoji and a skin tone into one picture
+    for first, last in _BLOCKS:
+        for point in range(first, last):
+            letter = chr(point)
+            name = unicodedata.name(letter, "").lower()
+            if not name or "modifier" in name or font.getmask(letter).getbbox() is None:
+                continue
+            yield Drawn(name, name, "", _emoji_png(letter, font))
+            if not joins or font.getlength(letter + _TONES["dark"]) > 1.5 * font.getlength(letter):
+                continue
+            for tone, modifier in _TONES.items():
+                change = f"with {tone} skin tone"
+                yield Drawn(f"{name} {change}", name, change, _emoji_png(letter + modifier, font))
+
+
+def _emoji_png(text: str, font: Any) -> bytes:
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("RGB", (136, 128), "white")
+    ImageDraw.Draw(canvas).text((0, 0), text, font=font, embedded_color=True)
+    return _png(canvas.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
+
+
+def _shapes() -> Iterator[Drawn]:
+    for shape in _SHAPES:
+        for size, radius in _SIZES.items():
+            for place, x in _PLACES.items():
+                for color, rgb in _COLORS.items():
+                    kind = f"a {size} {shape} {place}"
+                    change = "" if color == "red" else f"in {color}"
+                    yield Drawn(f"a {size} {color} {shape} {place}", kind, change, _shape_png(shape, radius, x, rgb))
+
+
+def _shape_png(shape: str, radius: int, x: int, color: tuple[int, int, int]) -> bytes:
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("RGB", (_SIDE, _SIDE), "white")
+    draw, y = ImageDraw.Draw(canvas), _SIDE // 2
+    box = (x - radius, y - radius, x + radius, y + radius)
+    if shape == "circle":
+        draw.ellipse(box, fill=color)
+    elif shape == "square":
+        draw.rectangle(box, fill=color)
+    elif shape == "ring":
+        draw.ellipse(box, outline=color, width=max(2, radius // 3))
+    elif shape == "bar":
+        draw.rectangle((x - radius, y - radius // 3, x + radius, y + radius // 3), fill=color)
+    elif shape == "cross":
+        width = max(2, radius // 3)
+        draw.line((x - radius, y, x + radius, y), fill=color, width=width)
+        draw.line((x, y - radius, x, y + radius), fill=color, width=width)
+    elif shape == "star":
+        draw.regular_polygon((x, y, radius), 3, fill=color)
+        draw.regular_polygon((x, y, radius), 3, rotation=180, fill=color)
+    else:
+        draw.regular_polygon(
+            (x, y, radius), 3 if shape == "triangle" else 4, rotation=45 * (shape == "diamond"), fill=color
+        )
+    return _png(canvas)
+
+
+def _png(picture: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
