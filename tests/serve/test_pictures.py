@@ -7,15 +7,27 @@ import base64
 import struct
 import time
 import zlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from tiny_pictures import PASSAGES, ColourEncoder, ColourReranker, WordReranker, embedding, picture, sent
+from tiny_pictures import (
+    PASSAGES,
+    PREPARED,
+    ColourEncoder,
+    ColourReranker,
+    WordReranker,
+    embedding,
+    picture,
+    sent,
+    stored,
+)
 from tiny_serving import check_error
 
+from raydr.artifacts import open_artifact
 from raydr.config import Component
-from raydr.data.images import ImageConfig, prepare_image
 from raydr.index.reader import IndexReader
 from raydr.serve.config import Limits
 from raydr.serve.encoder import Encoder
@@ -48,7 +60,7 @@ def ids(answer) -> list[str]:
 
 
 def prepared(image: str) -> bytes:
-    return prepare_image(base64.b64decode(image), ImageConfig())
+    return stored(base64.b64decode(image))
 
 
 # --- what is found
@@ -107,7 +119,7 @@ def test_a_hit_carries_its_picture_where_it_is_asked_for_and_its_bytes_never_els
     answer = search(gallery, query="red", k=6, fields=["image", "metadata"])
     shown = {hit["id"]: hit.get("image") for hit in answer["hits"]}
     for id_, _, _, colour in PASSAGES:
-        url = None if colour is None else f"data:image/png;base64,{sent(picture(colour))}"
+        url = None if colour is None else f"data:image/png;base64,{sent(stored(picture(colour)))}"
         assert shown[id_] == url
     assert all(set(hit["metadata"]) == {"kind"} for hit in answer["hits"])
     assert all("image" not in hit for hit in search(gallery, query="red", k=6)["hits"])
@@ -157,6 +169,19 @@ def test_models_say_what_is_read_and_what_is_there(gallery, client):
     assert (card["modalities"], card["reads_instructions"], card["has_images"]) == (["text"], False, False)
 
 
+def test_an_index_says_how_its_pictures_were_prepared_and_one_of_texts_says_nothing(pictures, animals):
+    assert read_index_info(str(pictures)).images == PREPARED
+    assert "images" not in open_artifact(animals, kind="index").manifest.details
+
+
+def test_metadata_that_is_called_image_is_no_picture(animals):
+    info = read_index_info(str(animals))
+    info = replace(info, schema=info.schema.append(pa.field("image", pa.string())))
+    assert not info.has_images
+    assert info.metadata_columns == ["kind", "year", "image"]
+    assert "image" in info.inline_columns
+
+
 # --- rerankers
 
 
@@ -172,7 +197,7 @@ def test_a_reranker_that_reads_pictures_is_given_them(gallery, how):
     texts = {(title, text): id_ for id_, title, text, _ in PASSAGES}
     for passage in passages:
         colour = colours[texts[passage.title, passage.text]]
-        assert passage.image == (None if colour is None else picture(colour))
+        assert passage.image == (None if colour is None else stored(picture(colour)))
 
 
 def test_a_reranker_of_words_gets_words_and_refuses_a_picture_alone(gallery):
