@@ -322,10 +322,15 @@ def engine(arguments: argparse.Namespace) -> None:
             for choice in ("error", "keep_order")
         }
         with Running(loads["error"], clients=2), Running(loads["keep_order"], clients=2):
-            time.sleep(10)
+            deadline = time.monotonic() + 180  # a reranker's engine starts with its replica, for which nobody waits
+            while not (before := set(site.pids("engine"))):
+                if time.monotonic() > deadline:
+                    raise SystemExit("vLLM's process did not appear, see /tmp/ray/session_latest/logs")
+                time.sleep(0.5)
+            time.sleep(20)
             killed = time.monotonic()
             site.kill("engine")
-            back = watch(loads["error"], killed, lambda: bool(site.pids("engine")))
+            back = watch(loads["error"], killed, lambda: bool(set(site.pids("engine")) - before))
         for choice, load in loads.items():
             records.append({"killed": f"vLLM's process, {choice}", "back_s": back, **told(load, killed)})
     names = "`right` counts reranked answers and those left in their first order\n\n"
