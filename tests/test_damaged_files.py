@@ -102,6 +102,24 @@ def test_the_length_that_sentence_transformers_names(tmp_path, length):
         open_checkpoint(str(tmp_path / "model"))
 
 
+def test_texts_that_are_not_utf_8(tmp_path):
+    """Of the shard that has them it is said, not of the stop words."""
+    corpus, embeddings = embedded_corpus(tmp_path, {"a": "alpha", "b": "beta"}, np.eye(2, dtype=np.float32))
+    (file,) = corpus.passage_files
+    table = pq.read_table(file)
+    texts = pa.array([b"alpha", b"\xff\xfe"]).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index("text"), "text", texts), file)
+    with pytest.raises(ArtifactError, match=r"passages\.arrow: cannot be read: 'utf-8' codec"):
+        build_index(corpus, embeddings, IndexConfig(), tmp_path / "index", use_ray=False)
+
+    def texts_of_a_broken_reader():
+        yield "alpha"
+        raise ValueError("not of the stop words")
+
+    with pytest.raises(ValueError, match="^not of the stop words"):
+        BM25.build(texts_of_a_broken_reader(), BM25Config())
+
+
 def test_a_score_of_hundreds_of_digits():
     with pytest.raises(BadFieldError, match="must be a number"):
         _number(10**400, "scores[0]")
