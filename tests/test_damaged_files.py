@@ -1,6 +1,7 @@
 """Files that a reader once stumbled over, found by `benchmarks/fuzz.py`: a `RaydrError` now that names the file."""
 
 import gzip
+import json
 import shutil
 from dataclasses import replace
 
@@ -82,6 +83,14 @@ def test_words(tmp_path, name):
         (tmp_path / "bm25" / name).write_bytes(content)
         with pytest.raises(ArtifactError, match="bm25: not a readable BM25 index"):
             BM25.open(tmp_path / "bm25")
+
+
+@pytest.mark.parametrize("number", [10**30, -9])
+def test_words_with_a_number_that_none_has(tmp_path, number):
+    BM25.build(["alpha beta", "beta gamma"], BM25Config()).save(tmp_path / "bm25")
+    (tmp_path / "bm25/vocab.index.json").write_text(json.dumps({"alpha": number}))
+    with pytest.raises(ArtifactError, match="bm25: damaged: .*; build the index again"):
+        BM25.open(tmp_path / "bm25").search(["alpha"], 1, ids_of=np.array(["a", "b"], dtype=object).__getitem__)
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"hidden_size": "x"}', b"\xff\xfe", b'"x"', b"[" * 100_000])
