@@ -21,6 +21,7 @@ from raydr.evaluation.trec import read_qrels, read_run
 from raydr.index.bm25 import BM25
 from raydr.index.build import build_index
 from raydr.index.config import BM25Config, IndexConfig
+from raydr.index.embedded import EmbeddedCorpus
 from raydr.index.layout import ShardRecord, read_deleted
 from tests.corpora import embedded_corpus
 
@@ -141,6 +142,17 @@ def test_a_parquet_column_whose_name_is_not_text(tmp_path):
     (tmp_path / "corpus.parquet").write_bytes(content.replace(b"extra", b"\xff\xfetra"))
     with pytest.raises(DataError, match=r"corpus\.parquet: cannot be read as Parquet"):
         ingest(DataConfig(path=str(tmp_path / "corpus.parquet")), tmp_path / "out")
+
+
+def test_embeddings_that_are_null(tmp_path):
+    corpus, embeddings = embedded_corpus(tmp_path, {"a": "alpha"}, np.ones((1, 4), dtype=np.float32), num_files=1)
+    (name,) = embeddings.manifest.files
+    table = pq.read_table(embeddings.path / name)
+    nothing = pa.nulls(1, table.schema.field("embedding").type)
+    pq.write_table(table.set_column(table.column_names.index("embedding"), "embedding", nothing), tmp_path / "null")
+    source = EmbeddedCorpus(tuple(corpus.passage_files), (tmp_path / "null",), 1, 4)
+    with pytest.raises(ArtifactError, match="passages without an embedding; embed again"):
+        source.embeddings(0, 1)
 
 
 @pytest.mark.parametrize("change", [{"method": None}, {"dim": "x"}, {"encoder_version": None}])
