@@ -19,6 +19,7 @@ from tiny_pictures import (
     ColourEncoder,
     ColourReranker,
     WordReranker,
+    build_pictures,
     embedding,
     picture,
     sent,
@@ -34,6 +35,7 @@ from raydr.serve.encoder import Encoder
 from raydr.serve.pictures import media_type
 from raydr.serve.shard import read_index_info
 from raydr.types import Passage, Query
+from tests.encoders.test_multimodal import checkpoint
 
 RERANKERS = {
     name: Component(import_path=f"tiny_pictures:{kind}Reranker")
@@ -110,6 +112,27 @@ def test_words_and_pictures_are_fused_with_words(gallery):
     answer = search(gallery, query="noon", image=RED, mode="hybrid", k=6)
     assert set(ids(answer)[:3]) >= {"sky", "red"}
     assert "bm25" in answer["timings_ms"]
+
+
+def test_a_multimodal_language_model_serves_what_it_embeds(serve_in_process, tmp_path):
+    model = checkpoint("llava", tmp_path / "llava")
+    args = {"model": str(model), "image_size": 32, "precision": "float32", "device": "cpu"}
+    method = Component(import_path="raydr.methods.mm_embed:MMEmbed", args=args)
+    client = serve_in_process(index=build_pictures(tmp_path / "run", method))
+    reader, encoder = IndexReader.open(tmp_path / "run/index"), method.build().encoder()
+    query = Query("", "the same in blue", prepared(RED), "Find a picture.")
+    top = reader.search(encoder.encode_queries([query]), 6)
+    answer = search(client, image=RED, query=query.text, instruction=query.instruction, k=6)
+    assert ids(answer) == reader.passage_ids.take(top.rows[0]).tolist()
+    assert [hit["score"] for hit in answer["hits"]] == pytest.approx(top.scores[0].tolist(), abs=1e-5)
+    embedded = client.post(
+        "/v1/embeddings", json={"input": [{"image": RED}, {"image": GREEN, "text": "x"}, "x"]}
+    ).json()
+    passages = [Passage("", "", "", prepared(RED)), Passage("", "x", "", prepared(GREEN)), Passage("", "x")]
+    found = [item["embedding"] for item in embedded["data"]]
+    np.testing.assert_allclose(found, encoder.encode_passages(passages), atol=1e-5)
+    card = client.get("/v1/models").json()["data"][0]
+    assert (card["id"], card["reads_instructions"]) == ("llava", True)
 
 
 # --- what a hit carries
