@@ -100,12 +100,14 @@ def _where(properties: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
     return {"if": {"required": list(properties), "properties": properties}, "then": then}
 
 
-_STRINGS = {"type": "array", "items": {"type": "string"}}
-_EACH_HAS_WORDS = {"anyOf": [_given("query", "string"), {"required": ["queries"], "properties": {"queries": _STRINGS}}]}
-_NONE_IS_NULL = {
+_STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_EACH_HAS_WORDS: dict[str, Any] = {
+    "anyOf": [_given("query", "string"), {"required": ["queries"], "properties": {"queries": _STRINGS}}]
+}
+_NONE_IS_NULL: dict[str, Any] = {
     field: {"properties": {field: {"anyOf": [_STRINGS, {"type": "null"}]}}} for field in ("queries", "images")
 }
-_NOT_BY_WORDS = {
+_NOT_BY_WORDS: dict[str, Any] = {
     "image": {"type": "null"},
     "feedback": {"type": "null"},
     "images": {"items": {"type": "null"}},
