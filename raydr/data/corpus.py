@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from raydr.artifacts import Artifact, open_artifact
 from raydr.data.arrow_rows import readable
+from raydr.data.images import ImageConfig
 from raydr.errors import DataError
 from raydr.types import (
     COPIES,
@@ -135,6 +136,12 @@ class Corpus(QuerySet):
     def is_split(self) -> bool:
         """Whether passages were cut from longer documents: a `document_id` column exists and qrels name documents."""
         return bool(self.artifact.manifest.details["is_split"])
+
+    @property
+    def images(self) -> ImageConfig | None:
+        """How its pictures were prepared; None where none were read."""
+        settings = self.artifact.manifest.config.get("data", {}).get("images")
+        return None if settings is None else ImageConfig.model_validate(settings)
 
     @property
     def metadata_columns(self) -> list[str]:

@@ -33,7 +33,7 @@ _LONGEST_SIDE = 65_535
 _LARGEST_SIZE = 4096
 _STORED_BYTES = 64 << 20
 """More than a picture of the largest size takes in any format that is stored."""
-_MOST_PIXELS = 89_478_485
+MOST_PIXELS = 89_478_485
 """Beyond these Pillow warns of a decompression bomb, and beyond twice as many it refuses the file itself."""
 
 
@@ -51,7 +51,7 @@ class ImageConfig(Config):
 
     size: int = Field(default=336, ge=8, le=_LARGEST_SIZE)
     """Longest side in pixels of what is stored; smaller pictures stay as they are."""
-    max_pixels: int = Field(default=50_000_000, ge=1, le=_MOST_PIXELS)
+    max_pixels: int = Field(default=50_000_000, ge=1, le=MOST_PIXELS)
     """Width times height beyond which a picture is refused."""
     max_bytes: int = Field(default=20 << 20, ge=1)
     """Size of a file beyond which a picture is refused."""

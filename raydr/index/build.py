@@ -95,6 +95,7 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
             factory=config.factory,
             is_exact=empty.is_exact,
             is_split=corpus.is_split,
+            images=corpus.images,
             search=config.search,
             shards=records,
             next_shard=len(records),

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from raydr.artifacts import Artifact, FileName, FileRecord, bring, write_durably
 from raydr.config import Component, Config
+from raydr.data.images import ImageConfig
 from raydr.errors import ArtifactError
 from raydr.index.config import BM25Config, SearchParameters
 from raydr.storage import bucket_of
@@ -64,6 +65,8 @@ class IndexDetails(Config):
     """Folder of the BM25 side, relative to the index; null when there is none."""
     bm25_config: BM25Config | None
     """How the BM25 side was built."""
+    images: ImageConfig | None = None
+    """How the passages' pictures were prepared, as those of queries have to be; null: there are none."""
     recall: dict[str, float] | None = None
     """recall@k of an approximate index against exact search, measured when it was built."""
 
@@ -77,12 +80,12 @@ class IndexDetails(Config):
 
     def with_version(self) -> IndexDetails:
         """The same with `version` computed from all else."""
-        beside = {"version", "recall", "next_shard", "bm25"}  # nothing of these decides an answer
+        beside = {"version", "recall", "next_shard", "bm25", "images"}  # nothing of these decides an answer
         content = json.dumps(self.model_dump(mode="json", exclude=beside), sort_keys=True)
         return self.model_copy(update={"version": hashlib.sha256(content.encode()).hexdigest()[:16]})
 
     def as_details(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=set() if self.images is not None else {"images"})
 
 
 def read_details(artifact: Artifact) -> IndexDetails:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from raydr.config import Component, Config, read_yaml, validate
+from raydr.data.images import MOST_PIXELS
 from raydr.errors import ConfigError
 from raydr.index.filters import MAX_IDS
 from raydr.index.fusion import FusionConfig
@@ -78,7 +79,7 @@ class Limits(Config):
     image_bytes: int | None = Field(default=None, ge=64)
     """Largest file of a picture, of which base64 makes four thirds in the body; null: the largest that `body_bytes`
     lets in."""
-    image_pixels: int = Field(default=25_000_000, ge=1)
+    image_pixels: int = Field(default=25_000_000, ge=1, le=MOST_PIXELS)
     """Most pixels of a picture (width times height), looked up in its header before anything is decoded."""
     images: int = Field(default=32, ge=1)
     """Most pictures in one request."""

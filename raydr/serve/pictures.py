@@ -6,7 +6,7 @@ so that neither an encoder nor a reranker ever sees the bytes that were sent. Tw
 of the largest pictures are all the memory it takes.
 
     pictures = PictureReader(limits)
-    await pictures.read(request.parts)                # [b"...", None]; raises ApiError 422
+    await pictures.read(request.parts, index.images)                # [b"...", None]; raises ApiError 422
 """
 
 from __future__ import annotations
@@ -31,23 +31,29 @@ class PictureReader:
     """Makes files for models out of pictures as they were sent."""
 
     def __init__(self, limits: Limits) -> None:
-        self._config = ImageConfig(max_bytes=limits.largest_image_bytes, max_pixels=limits.image_pixels)
+        self._limits = {"max_bytes": limits.largest_image_bytes, "max_pixels": limits.image_pixels}
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="picture")
 
-    async def read(self, parts: Sequence[Part]) -> list[bytes | None]:
-        """The file of each one's picture, if it has one. Raises `ApiError` 422 naming the field that is no picture."""
-        return await together(self._one(part) for part in parts)
+    async def read(self, parts: Sequence[Part], config: ImageConfig) -> list[bytes | None]:
+        """The file of each one's picture, if it has one, prepared as `config` has it, within the server's own limits.
 
-    async def _one(self, part: Part) -> bytes | None:
+        Raises `ApiError` 422 naming the field that is no picture.
+        """
+        config = config.model_copy(update=self._limits)
+        return await together(self._one(part, config) for part in parts)
+
+    async def _one(self, part: Part, config: ImageConfig) -> bytes | None:
         if part.image is None:
             return None
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._prepared, part.field, part.image)
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self._threads, _prepared, part.field, part.image, config)
 
-    def _prepared(self, field: str, image: str) -> bytes:
-        try:
-            return prepare_image(decode_base64(image, self._config), self._config)
-        except ImageError as error:
-            raise ApiError(422, "invalid_image", f"{field}: {error}", param=field) from None
+
+def _prepared(field: str, image: str, config: ImageConfig) -> bytes:
+    try:
+        return prepare_image(decode_base64(image, config), config)
+    except ImageError as error:
+        raise ApiError(422, "invalid_image", f"{field}: {error}", param=field) from None
 
 
 def data_url(image: bytes) -> str:

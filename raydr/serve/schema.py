@@ -95,6 +95,25 @@ def _either(kind: str, one: str, other: str, absent: tuple[str, str]) -> dict[st
     return {"anyOf": given, "properties": {field: {"type": "null"} for field in absent}}
 
 
+def _where(properties: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema: where these properties are there and are so, `then` holds as well."""
+    return {"if": {"required": list(properties), "properties": properties}, "then": then}
+
+
+_STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_EACH_HAS_WORDS = {"anyOf": [_given("query", "string"), {"required": ["queries"], "properties": {"queries": _STRINGS}}]}
+_NONE_IS_NULL: dict[str, dict[str, Any]] = {
+    field: {"properties": {field: {"anyOf": [_STRINGS, {"type": "null"}]}}} for field in ("queries", "images")
+}
+_NOT_BY_WORDS = {
+    "image": {"type": "null"},
+    "feedback": {"type": "null"},
+    "images": {"items": {"type": "null"}},
+    "instruction": {"maxLength": 0},
+}
+"""What mode bm25 has no use for."""
+
+
 class Part(NamedTuple):
     """One query, or one thing to embed, as it was sent."""
 
@@ -142,10 +161,12 @@ class SearchRequest(Shape):
                 _either("string", "query", "image", ("queries", "images")),
                 _either("array", "queries", "images", ("query", "image")),
             ],
-            "not": {
-                "required": ["mode", "feedback"],
-                "properties": {"mode": {"const": "bm25"}, "feedback": {"type": "object"}},
-            },
+            "allOf": [
+                _where({"mode": {"enum": ["bm25", "hybrid"]}}, _EACH_HAS_WORDS),
+                _where({"mode": {"const": "bm25"}}, {"properties": _NOT_BY_WORDS}),
+                {"anyOf": [_given("images", "array"), _NONE_IS_NULL["queries"]]},
+                {"anyOf": [_given("queries", "array"), _NONE_IS_NULL["images"]]},
+            ],
         }
     )
     query: QueryText | None = None
@@ -253,6 +274,7 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 class EmbeddingInput(Dialect):
     """Jina's form of something to embed: words, a picture, or (raydr's own) both as one."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_given("text", "string"), _given("image", "string")]})
     text: Annotated[str, Field(min_length=1)] | None = None
     image: Image | None = None
     """As in a search."""
@@ -295,7 +317,13 @@ class EmbeddingsRequest(Dialect):
             "examples": [
                 {"input": ["first text", "second text"]},
                 {"input": [{"image": _PIXEL}, {"text": "green"}, {"image": _PIXEL, "text": "the same in red"}]},
-            ]
+            ],
+            "allOf": [
+                _where(
+                    {"instruction": {"type": "string", "minLength": 1}},
+                    {"required": ["input_type"], "properties": {"input_type": {"enum": ["query", "search_query"]}}},
+                )
+            ],
         }
     )
     input: Annotated[

@@ -141,7 +141,7 @@ class Searcher:
         live = self._require_live()
         parts = request.parts
         check_encoder(live.encoder, parts, request.instruction)
-        images = await self._pictures.read(parts)
+        images = await self._pictures.read(parts, live.index.images)
         contents = [Content(part.text, image) for part, image in zip(parts, images, strict=True)]
         how = {"instruction": request.instruction, "request_id": request_id}
         encoded = await ask(self._encoder.encode_counted, live.ref, contents, request.side, **how)

@@ -15,12 +15,14 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 
+from raydr.data.images import ImageConfig
 from raydr.index.filters import FilterError, check_filters, filterable_columns
 from raydr.index.reader import IndexReader, shift
 from raydr.index.topk import empty, merge
@@ -47,21 +49,24 @@ class IndexInfo:
     has_bm25: bool
     schema: pa.Schema
     """Columns of its passages, the same in every shard."""
+    images: ImageConfig
+    """How pictures are prepared; those of queries as the passages' were."""
     created: int
     """Unix time at which the index was made."""
 
-    @property
+    @cached_property
     def metadata_columns(self) -> list[str]:
-        return [name for name in filterable_columns(self.schema) if name not in (TITLE, IMAGE)]
+        return [name for name in self.inline_columns if name in filterable_columns(self.schema) and name != TITLE]
 
-    @property
+    @cached_property
     def has_images(self) -> bool:
-        return IMAGE in self.schema.names
+        """Whether passages may have pictures; a corpus of texts may have metadata of the same name."""
+        return IMAGE in self.schema.names and pa.types.is_binary(self.schema.field(IMAGE).type)
 
-    @property
+    @cached_property
     def inline_columns(self) -> tuple[str, ...]:
         """What is small enough to ride along with hits: everything but pictures."""
-        return tuple(name for name in self.schema.names if name != IMAGE)
+        return tuple(name for name in self.schema.names if name != IMAGE or not self.has_images)
 
     def check(self, filters: dict[str, Any]) -> None:
         """Raises `ApiError` 422 naming the column that a filter gets wrong."""
@@ -85,6 +90,7 @@ def read_index_info(path: str) -> IndexInfo:
         first_rows=reader.first_rows,
         has_bm25=reader.details.bm25 is not None,
         schema=reader.schema,
+        images=reader.details.images or ImageConfig(),
         created=int(datetime.fromisoformat(reader.artifact.manifest.created_at).timestamp()),
     )
 

@@ -35,7 +35,7 @@ from raydr.serve.schema import SearchRequest
 from raydr.serve.shard import IndexInfo, Ranked, Selection
 from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef
-from raydr.types import IMAGE, PASSAGE_ID, POSITION, TEXT, TITLE, Hit, Passage, Query
+from raydr.types import IMAGE, PASSAGE_ID, TEXT, TITLE, Hit, Passage, Query
 
 INLINE_HITS = 64
 """Up to this many hits in a response the shards send the passages with their hits and save a second hop."""
@@ -139,7 +139,7 @@ class Search:
         images: Sequence[bytes | None] = [None] * len(parts)
         if any(part.image is not None for part in parts):
             with self._stage("picture"):
-                images = await self._of.pictures.read(parts)
+                images = await self._of.pictures.read(parts, self._live.index.images)
         instruction = self._request.instruction
         pairs = zip(parts, images, strict=True)
         return [Query(str(number), part.text, image, instruction) for number, (part, image) in enumerate(pairs)]
@@ -263,7 +263,8 @@ class Search:
 
     def _passage(self, row: int) -> Passage:
         record = self._passages[row]
-        return Passage(record[PASSAGE_ID], record[TEXT] or "", record.get(TITLE) or "", record.get(IMAGE))
+        image = record.get(IMAGE) if self._live.index.has_images else None
+        return Passage(record[PASSAGE_ID], record[TEXT] or "", record.get(TITLE) or "", image)
 
     def _depth(self, request: SearchRequest) -> int:
         """Hits that are reordered: as asked; else so many as the server sets, and at least those that are shown."""
@@ -341,10 +342,10 @@ class Search:
             hit.title = title if "title" in fields else None
             hit.text = text if "text" in fields else None
             hit.highlights = highlight(query, title=title, text=text) if "highlights" in fields else None
-            own = (PASSAGE_ID, TITLE, TEXT, POSITION, IMAGE)
-            hit.metadata = {n: v for n, v in record.items() if n not in own} if "metadata" in fields else None
-            if "image" in fields and (image := record.get(IMAGE)):
-                hit.image = data_url(image)
+            columns = self._live.index.metadata_columns
+            hit.metadata = {name: record[name] for name in columns} if "metadata" in fields else None
+            if "image" in fields and self._live.index.has_images and record[IMAGE] is not None:
+                hit.image = data_url(record[IMAGE])
         return hit
 
     @contextmanager

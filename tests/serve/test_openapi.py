@@ -2,6 +2,7 @@
 
 import pytest
 from jsonschema import Draft202012Validator
+from tiny_pictures import picture, sent
 from tiny_serving import check_error
 
 FILTERS = [{"year": 2000}, {"kind": ["pet", None]}, {"year": {"gte": 1, "lt": 2.5}}, {"kind": {"not": ["pet"]}}]
@@ -54,6 +55,40 @@ BODIES = {
 }
 
 
+P = sent(picture("red"))
+PICTURES = {
+    "/v1/search": [
+        *({"image": image} for image in (P, None, "", [P])),
+        *({"image": P, "query": query} for query in ("x", None, " ")),
+        *({"image": P, "mode": mode} for mode in ("dense", "hybrid", "bm25")),
+        *({"image": P, "query": "x", "mode": mode} for mode in ("dense", "hybrid", "bm25")),
+        *({"query": "x", "instruction": "y", "mode": mode} for mode in ("hybrid", "bm25")),
+        {"query": "x", "instruction": "", "mode": "bm25"},
+        {"query": "x", "image": None, "mode": "bm25"},
+        *({"images": images} for images in ([P], [None], [P, None], [], None)),
+        *({"queries": ["x", "y"], "images": images} for images in ([None, P], [None, None], None)),
+        {"queries": ["x", None], "images": [None, P]},
+        {"queries": ["x", None]},
+        *({"queries": [None], "images": [P], "mode": mode} for mode in ("dense", "hybrid")),
+        {"queries": ["x"], "images": [None], "mode": "bm25"},
+        {"queries": ["x"], "images": [P], "mode": "bm25"},
+        *({"image": P, **other} for other in ({"queries": ["x"]}, {"images": [P]}, {"images": None})),
+        {"query": "x", "fields": ["image"]},
+    ],
+    "/v1/embeddings": [
+        *({"input": value} for value in ({"image": P}, [{"image": P}], {"image": P, "text": "x", "more": 1})),
+        *(
+            {"input": value}
+            for value in ({}, [{"text": ""}], {"image": None}, {"image": None, "text": "x"}, [{"image": 1}])
+        ),
+        {"input": ["x", {"text": "y"}]},
+        *({"input": "x", "instruction": "y", "input_type": side} for side in ("query", "search_query", "document")),
+        {"input": "x", "instruction": "y"},
+        {"input": "x", "instruction": ""},
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def served(serve_in_process):
     client = serve_in_process(rerankers={"lexical": {"import_path": "tiny_serving:LexicalReranker"}})
@@ -68,9 +103,18 @@ def document(served):
 
 @pytest.mark.parametrize("path", BODIES)
 def test_the_schema_takes_what_the_server_takes(served, document, path):
+    check_bodies(served, document, path, BODIES[path])
+
+
+@pytest.mark.parametrize("path", PICTURES)
+def test_so_it_does_of_pictures(serve_in_process, pictures, document, path):
+    check_bodies(serve_in_process(index=pictures), document, path, PICTURES[path])
+
+
+def check_bodies(served, document, path, bodies):
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     validator = Draft202012Validator({**schema, "components": document["components"]})
-    for body in BODIES[path]:
+    for body in bodies:
         answer = served.post(path, json=body)
         assert answer.status_code in (200, 422), (body, answer.text)
         assert validator.is_valid(body) == (answer.status_code == 200), (body, answer.text)

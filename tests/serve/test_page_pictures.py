@@ -109,7 +109,7 @@ def test_hits_with_pictures_are_shown_with_them_in_order(page, site):
     page.goto("/?q=the+blue+sea")
     assert hit_ids(page) == ask(site, query="the blue sea")
     shown = page.locator(".hit img")
-    assert shown.evaluate_all("images => images.map((image) => image.naturalWidth)") == [48] * 4
+    assert shown.evaluate_all("images => images.map((image) => image.naturalWidth)") == [40] * 4
     assert set(shown.evaluate_all("images => images.map((image) => image.alt)")) == {
         "An ellipse like the sea.",
         "Meadow",

@@ -7,21 +7,35 @@ import base64
 import struct
 import time
 import zlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from tiny_pictures import PASSAGES, ColourEncoder, ColourReranker, WordReranker, embedding, picture, sent
+from tiny_pictures import (
+    PASSAGES,
+    PREPARED,
+    ColourEncoder,
+    ColourReranker,
+    WordReranker,
+    build_pictures,
+    embedding,
+    picture,
+    sent,
+    stored,
+)
 from tiny_serving import check_error
 
+from raydr.artifacts import open_artifact
 from raydr.config import Component
-from raydr.data.images import ImageConfig, prepare_image
 from raydr.index.reader import IndexReader
 from raydr.serve.config import Limits
 from raydr.serve.encoder import Encoder
 from raydr.serve.pictures import media_type
 from raydr.serve.shard import read_index_info
 from raydr.types import Passage, Query
+from tests.encoders.test_multimodal import checkpoint
 
 RERANKERS = {
     name: Component(import_path=f"tiny_pictures:{kind}Reranker")
@@ -48,7 +62,7 @@ def ids(answer) -> list[str]:
 
 
 def prepared(image: str) -> bytes:
-    return prepare_image(base64.b64decode(image), ImageConfig())
+    return stored(base64.b64decode(image))
 
 
 # --- what is found
@@ -100,6 +114,27 @@ def test_words_and_pictures_are_fused_with_words(gallery):
     assert "bm25" in answer["timings_ms"]
 
 
+def test_a_multimodal_language_model_serves_what_it_embeds(serve_in_process, tmp_path):
+    model = checkpoint("llava", tmp_path / "llava")
+    args = {"model": str(model), "image_size": 32, "precision": "float32", "device": "cpu"}
+    method = Component(import_path="raydr.methods.mm_embed:MMEmbed", args=args)
+    client = serve_in_process(index=build_pictures(tmp_path / "run", method))
+    reader, encoder = IndexReader.open(tmp_path / "run/index"), method.build().encoder()
+    query = Query("", "the same in blue", prepared(RED), "Find a picture.")
+    top = reader.search(encoder.encode_queries([query]), 6)
+    answer = search(client, image=RED, query=query.text, instruction=query.instruction, k=6)
+    assert ids(answer) == reader.passage_ids.take(top.rows[0]).tolist()
+    assert [hit["score"] for hit in answer["hits"]] == pytest.approx(top.scores[0].tolist(), abs=1e-5)
+    embedded = client.post(
+        "/v1/embeddings", json={"input": [{"image": RED}, {"image": GREEN, "text": "x"}, "x"]}
+    ).json()
+    passages = [Passage("", "", "", prepared(RED)), Passage("", "x", "", prepared(GREEN)), Passage("", "x")]
+    found = [item["embedding"] for item in embedded["data"]]
+    np.testing.assert_allclose(found, encoder.encode_passages(passages), atol=1e-5)
+    card = client.get("/v1/models").json()["data"][0]
+    assert (card["id"], card["reads_instructions"]) == ("llava", True)
+
+
 # --- what a hit carries
 
 
@@ -107,7 +142,7 @@ def test_a_hit_carries_its_picture_where_it_is_asked_for_and_its_bytes_never_els
     answer = search(gallery, query="red", k=6, fields=["image", "metadata"])
     shown = {hit["id"]: hit.get("image") for hit in answer["hits"]}
     for id_, _, _, colour in PASSAGES:
-        url = None if colour is None else f"data:image/png;base64,{sent(picture(colour))}"
+        url = None if colour is None else f"data:image/png;base64,{sent(stored(picture(colour)))}"
         assert shown[id_] == url
     assert all(set(hit["metadata"]) == {"kind"} for hit in answer["hits"])
     assert all("image" not in hit for hit in search(gallery, query="red", k=6)["hits"])
@@ -157,6 +192,19 @@ def test_models_say_what_is_read_and_what_is_there(gallery, client):
     assert (card["modalities"], card["reads_instructions"], card["has_images"]) == (["text"], False, False)
 
 
+def test_an_index_says_how_its_pictures_were_prepared_and_one_of_texts_says_nothing(pictures, animals):
+    assert read_index_info(str(pictures)).images == PREPARED
+    assert "images" not in open_artifact(animals, kind="index").manifest.details
+
+
+def test_metadata_that_is_called_image_is_no_picture(animals):
+    info = read_index_info(str(animals))
+    info = replace(info, schema=info.schema.append(pa.field("image", pa.string())))
+    assert not info.has_images
+    assert info.metadata_columns == ["kind", "year", "image"]
+    assert "image" in info.inline_columns
+
+
 # --- rerankers
 
 
@@ -172,7 +220,7 @@ def test_a_reranker_that_reads_pictures_is_given_them(gallery, how):
     texts = {(title, text): id_ for id_, title, text, _ in PASSAGES}
     for passage in passages:
         colour = colours[texts[passage.title, passage.text]]
-        assert passage.image == (None if colour is None else picture(colour))
+        assert passage.image == (None if colour is None else stored(picture(colour)))
 
 
 def test_a_reranker_of_words_gets_words_and_refuses_a_picture_alone(gallery):

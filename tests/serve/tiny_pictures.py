@@ -17,7 +17,7 @@ from tiny_serving import LexicalReranker, embedded
 from raydr.artifacts import write_artifact
 from raydr.config import Component
 from raydr.data.corpus import Corpus
-from raydr.data.images import decode_rgb
+from raydr.data.images import ImageConfig, decode_rgb, prepare_image
 from raydr.index.build import build_index
 from raydr.index.config import IndexConfig
 from raydr.methods.base import Method
@@ -40,6 +40,13 @@ def sent(image: bytes) -> str:
     return base64.b64encode(image).decode()
 
 
+def stored(image: bytes) -> bytes:
+    """As the index has it."""
+    return prepare_image(image, PREPARED)
+
+
+PREPARED = ImageConfig(size=40)
+"""Smaller than the pictures."""
 PASSAGES: list[tuple[str, str, str, str | None]] = [  # id, title, text, colour of the picture
     ("red", "", "", "red"),
     ("green", "Meadow", "", "green"),
@@ -59,10 +66,11 @@ def build_pictures(folder: Path, method: Component, *, num_shards: int = 2) -> P
         "position": pa.array(range(len(ids)), pa.int64()),
         "title": pa.array(titles),
         "text": pa.array(texts),
-        "image": pa.array([None if colour is None else picture(colour) for colour in colours], pa.binary()),
+        "image": pa.array([None if colour is None else stored(picture(colour)) for colour in colours], pa.binary()),
         "kind": pa.array(KINDS),
     }
-    with write_artifact(folder / "corpus", kind="corpus", config={}, inputs={}) as writer:
+    settings = {"data": {"images": PREPARED.model_dump(mode="json")}}
+    with write_artifact(folder / "corpus", kind="corpus", config=settings, inputs={}) as writer:
         (writer.path / "passages").mkdir()
         pq.write_table(pa.table(columns), writer.path / "passages/part-00000.parquet")
         writer.counts.update(passages=len(ids))
@@ -109,7 +117,7 @@ def embedding(text: str, image: bytes | None, instruction: str = "") -> np.ndarr
             if word in COLOURS and words is text:
                 vector[:3] += mean_colour(picture(word))
             vector[3 + zlib.crc32(word.encode()) % 61] += weight
-    return vector / np.linalg.norm(vector)
+    return vector / max(np.linalg.norm(vector), 1e-9)
 
 
 def mean_colour(image: bytes) -> np.ndarray:
