@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 
+from raydr.data.passages import has_pictures
 from raydr.index.filters import FilterError, check_filters, filterable_columns
 from raydr.index.reader import IndexReader, shift
 from raydr.index.topk import empty, merge
@@ -52,16 +53,16 @@ class IndexInfo:
 
     @property
     def metadata_columns(self) -> list[str]:
-        return [name for name in filterable_columns(self.schema) if name not in (TITLE, IMAGE)]
+        return [name for name in filterable_columns(self.schema) if name in self.inline_columns and name != TITLE]
 
     @property
     def has_images(self) -> bool:
-        return IMAGE in self.schema.names
+        return has_pictures(self.schema)
 
     @property
     def inline_columns(self) -> tuple[str, ...]:
         """What is small enough to ride along with hits: everything but pictures."""
-        return tuple(name for name in self.schema.names if name != IMAGE)
+        return tuple(name for name in self.schema.names if name != IMAGE or not self.has_images)
 
     def check(self, filters: dict[str, Any]) -> None:
         """Raises `ApiError` 422 naming the column that a filter gets wrong."""

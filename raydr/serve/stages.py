@@ -263,7 +263,8 @@ class Search:
 
     def _passage(self, row: int) -> Passage:
         record = self._passages[row]
-        return Passage(record[PASSAGE_ID], record[TEXT] or "", record.get(TITLE) or "", record.get(IMAGE))
+        image = record.get(IMAGE) if self._live.index.has_images else None
+        return Passage(record[PASSAGE_ID], record[TEXT] or "", record.get(TITLE) or "", image)
 
     def _depth(self, request: SearchRequest) -> int:
         """Hits that are reordered: as asked; else so many as the server sets, and at least those that are shown."""
@@ -341,9 +342,10 @@ class Search:
             hit.title = title if "title" in fields else None
             hit.text = text if "text" in fields else None
             hit.highlights = highlight(query, title=title, text=text) if "highlights" in fields else None
-            own = (PASSAGE_ID, TITLE, TEXT, POSITION, IMAGE)
+            has_images = self._live.index.has_images
+            own = (PASSAGE_ID, TITLE, TEXT, POSITION, *([IMAGE] if has_images else []))
             hit.metadata = {n: v for n, v in record.items() if n not in own} if "metadata" in fields else None
-            if "image" in fields and (image := record.get(IMAGE)):
+            if has_images and "image" in fields and (image := record.get(IMAGE)):
                 hit.image = data_url(image)
         return hit
 
