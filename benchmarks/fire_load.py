@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -155,6 +156,24 @@ class Load:
             await asyncio.gather(*tasks)
 
 
+class Running:
+    """A closed loop in a thread of its own, until the block ends or `seconds` are over."""
+
+    def __init__(self, load: Load, *, clients: int = 4, seconds: float = 300) -> None:
+        self.load = load
+        self._stop = threading.Event()
+        loop = load.closed(clients, seconds, self._stop.is_set)
+        self._thread = threading.Thread(target=asyncio.run, args=(loop,))
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self.load
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
 def session(connections: int) -> aiohttp.ClientSession:
     """No limit of time below the server's own, and none of the connections for 0."""
     connector = aiohttp.TCPConnector(limit=connections)
@@ -180,3 +199,14 @@ def recovery(answers: list[Answer], killed: float, slow_s: float = 2.0) -> dict[
     marks = [killed, *sorted(answer.done for answer in after if answer.good)]
     gaps = [later - earlier for earlier, later in zip(marks, marks[1:])]
     return {"recovered_s": max(bad) - killed if bad else 0.0, "gap_s": max(gaps, default=float("inf"))}
+
+
+def told(load: Load, since: float) -> dict[str, Any]:
+    after = [answer for answer in load.answers if answer.done >= since]
+    unclear = sum(not answer.is_clear for answer in after)
+    return {
+        "outcomes": outcomes(after),
+        "unclear": unclear,
+        "slowest_s": max((answer.took_s for answer in after), default=float("nan")),
+        **recovery(load.answers, since),
+    }

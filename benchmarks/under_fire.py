@@ -6,6 +6,7 @@
     python benchmarks/under_fire.py swaps --collection DATA/cranfield --other DATA/cacm
     python benchmarks/under_fire.py soak --minutes 20 --collection DATA/cranfield --plot docs/images/under_fire_soak.png
     python benchmarks/under_fire.py engine --collection DATA/cranfield                  wants vLLM
+    python benchmarks/under_fire.py head --away 20 90 --collection DATA/cranfield       wants redis-server
 
 Every answer is compared with what the bare index gives (`fire_load.py`); what is killed is found among this script's
 own descendants (`fire_site.py`). Each subcommand is bounded in time and requests and ends by itself:
@@ -15,6 +16,7 @@ own descendants (`fire_site.py`). Each subcommand is bounded in time and request
     swaps   another index every 3 s under four clients
     soak    four clients, memory of every process sampled; growth fitted after a third of the time
     engine  a reranker's vLLM process is killed under searches that want it
+    head    the head node is killed and started again, its state in memory, in Redis, on disk (`fire_head.py`)
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,31 +36,14 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fire_load import Load, Truth, latency_ms, outcomes, recovery
+from fire_head import STORAGES, HeadSite, head_dies, head_table
+from fire_load import Load, Running, Truth, latency_ms, outcomes, recovery, told
 from fire_site import PARTS, Site, build_index, what_runs_beside
 from interleaved import markdown, write
 
 CLIENTS = 4
 CALM_S = 5.0
 """A kill is over when for so long every answer was good and quick, and every process is back."""
-
-
-class Running:
-    """A closed loop in a thread of its own, until the block ends or `seconds` are over."""
-
-    def __init__(self, load: Load, *, clients: int = CLIENTS, seconds: float = 300) -> None:
-        self.load = load
-        self._stop = threading.Event()
-        loop = load.closed(clients, seconds, self._stop.is_set)
-        self._thread = threading.Thread(target=asyncio.run, args=(loop,))
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self.load
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def watch(load: Load, killed: float, whole: Callable[[], bool], limit_s: float = 150) -> float | None:
@@ -114,17 +99,6 @@ def kills(arguments: argparse.Namespace) -> None:
             site.wait_ready()
     title = f"Kills, {arguments.layout}, {arguments.replicas} replica(s) of each"
     write(arguments.out, title, kills_table(records), records)
-
-
-def told(load: Load, since: float) -> dict[str, Any]:
-    after = [answer for answer in load.answers if answer.done >= since]
-    unclear = sum(not answer.is_clear for answer in after)
-    return {
-        "outcomes": outcomes(after),
-        "unclear": unclear,
-        "slowest_s": max((answer.took_s for answer in after), default=float("nan")),
-        **recovery(load.answers, since),
-    }
 
 
 def kills_table(records: list[dict[str, Any]]) -> str:
@@ -322,14 +296,40 @@ def engine(arguments: argparse.Namespace) -> None:
             for choice in ("error", "keep_order")
         }
         with Running(loads["error"], clients=2), Running(loads["keep_order"], clients=2):
-            time.sleep(10)
+            deadline = time.monotonic() + 180  # a reranker's engine starts with its replica, for which nobody waits
+            while not (before := set(site.pids("engine"))):
+                if time.monotonic() > deadline:
+                    raise SystemExit("vLLM's process did not appear, see /tmp/ray/session_latest/logs")
+                time.sleep(0.5)
+            time.sleep(20)
             killed = time.monotonic()
             site.kill("engine")
-            back = watch(loads["error"], killed, lambda: bool(site.pids("engine")))
+            back = watch(loads["error"], killed, lambda: bool(set(site.pids("engine")) - before))
         for choice, load in loads.items():
             records.append({"killed": f"vLLM's process, {choice}", "back_s": back, **told(load, killed)})
     names = "`right` counts reranked answers and those left in their first order\n\n"
     write(arguments.out, "vLLM's process killed", names + kills_table(records), records)
+
+
+def head(arguments: argparse.Namespace) -> None:
+    truth = Truth([arguments.index], arguments.texts)
+    choices = {"also_killed": (arguments.only or [None])[0], "leftovers": arguments.leftovers}
+    records = []
+    for storage in arguments.storage:
+        if storage == "redis" and shutil.which("redis-server") is None:
+            print("redis: skipped, there is no redis-server on the path (Debian: apt-get install redis-server)")
+            continue
+        for away_s in arguments.away:
+            reconnect = {"reconnect_s": arguments.reconnect} if storage != "none" else {}
+            with (
+                HeadSite(arguments.index, storage=storage, replicas=arguments.replicas, **reconnect) as site,
+                Running(Load(site.address, truth), clients=2, seconds=away_s + 400) as load,
+            ):
+                time.sleep(4)
+                records.append({"storage": storage, **reconnect, **head_dies(site, load, away_s, **choices)})
+            print(records[-1], flush=True)
+    title = f"The head node killed, {arguments.replicas} replica(s) of each ({what_runs_beside()})"
+    write(arguments.out, title, head_table(records), records)
 
 
 def plot_load(records: list[dict[str, Any]], path: Path) -> None:
@@ -372,7 +372,15 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-COMMANDS = {"kills": kills, "slow": slow, "load": load_steps, "swaps": swaps, "soak": soak, "engine": engine}
+COMMANDS = {
+    "kills": kills,
+    "slow": slow,
+    "load": load_steps,
+    "swaps": swaps,
+    "soak": soak,
+    "engine": engine,
+    "head": head,
+}
 
 
 def main() -> None:
@@ -385,9 +393,13 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="load, soak: a PNG")
     parser.add_argument("--layout", choices=PARTS, default="apart")
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--only", nargs="*", help="kills: only these parts")
+    parser.add_argument("--only", nargs="*", help="kills: only these parts; head: a replica of it while away")
     parser.add_argument("--concurrent", type=int, default=128, help="load: limits.concurrent_requests")
     parser.add_argument("--seconds", type=float, default=15, help="load: of each step; swaps: in all")
+    parser.add_argument("--storage", nargs="*", choices=STORAGES, default=["none", "redis"], help="head: of its state")
+    parser.add_argument("--away", nargs="*", type=float, default=[20, 90], help="head: for how many seconds")
+    parser.add_argument("--reconnect", type=int, help="head: RAY_gcs_rpc_server_reconnect_timeout_s, with storage")
+    parser.add_argument("--leftovers", action="store_true", help="head: what an ended worker leaves is not cleared")
     parser.add_argument("--minutes", type=float, default=20, help="soak: how long")
     arguments = parser.parse_args()
     arguments.out = arguments.out or arguments.work / f"{arguments.command}-{arguments.layout}-{arguments.replicas}"

@@ -6,6 +6,7 @@ and all folders down to them are synced before the manifest takes its name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -44,9 +45,10 @@ class FileRecord(Config):
     def of(cls, file: Path) -> FileRecord:
         return cls(bytes=file.stat().st_size, sha256=file_sha256(file))
 
-    def is_of(self, file: Path) -> bool:
-        """Whether that file is there, with this content, all of which is read."""
-        return file.is_file() and file.stat().st_size == self.bytes and file_sha256(file) == self.sha256
+    def is_of(self, file: Path, *, again: bool = True) -> bool:
+        """Whether that file is there, with this content, all of which is read; see `known_sha256` without `again`."""
+        read = file_sha256 if again else known_sha256
+        return file.is_file() and file.stat().st_size == self.bytes and read(file) == self.sha256
 
 
 class Manifest(Config):
@@ -95,6 +97,17 @@ def file_sha256(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """`file_sha256` of a file that is opened many times, such as a model's: read anew only when size or time differ."""
+    stat = path.stat()
+    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _sha256_of(path: str, size: int, mtime_ns: int) -> str:  # noqa: ARG001 (size and time are the cache's key)
+    return file_sha256(Path(path))
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from raydr import cli
+from raydr import manifest as manifest_module
 from raydr.artifacts import MANIFEST, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.data.config import DataConfig
@@ -111,6 +112,18 @@ def test_no_damaged_file_is_used(made, name):
             assert str(file) in str(told.value) or str(file.parent) in str(told.value)
             assert "again" in str(told.value)
     read(made)
+
+
+def test_a_model_is_compared_once_in_a_process_and_none_of_its_files_may_be_missing(made, tmp_path, monkeypatch):
+    model = Path(shutil.copytree(made / "train", tmp_path / "train")) / "model"
+    read, sha256 = [], manifest_module.file_sha256
+    monkeypatch.setattr(manifest_module, "file_sha256", lambda file: read.append(file) or sha256(file))
+    for _ in range(3):
+        locate(str(model))
+    assert sorted(read) == sorted(file for file in model.rglob("*") if file.is_file())
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: listed in manifest\.json but missing"):
+        locate(str(model))
 
 
 def test_no_bit_of_a_manifest_changes_unseen(made, tmp_path):

@@ -1,6 +1,7 @@
 """Files that a reader once stumbled over, found by `benchmarks/fuzz.py`: a `RaydrError` now that names the file."""
 
 import gzip
+import json
 import shutil
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from raydr.evaluation.trec import read_qrels, read_run
 from raydr.index.bm25 import BM25
 from raydr.index.build import build_index
 from raydr.index.config import BM25Config, IndexConfig
+from raydr.index.embedded import EmbeddedCorpus
 from raydr.index.layout import ShardRecord, read_deleted
 from tests.corpora import embedded_corpus
 
@@ -84,6 +86,14 @@ def test_words(tmp_path, name):
             BM25.open(tmp_path / "bm25")
 
 
+@pytest.mark.parametrize("number", [10**30, -9])
+def test_words_with_a_number_that_none_has(tmp_path, number):
+    BM25.build(["alpha beta", "beta gamma"], BM25Config()).save(tmp_path / "bm25")
+    (tmp_path / "bm25/vocab.index.json").write_text(json.dumps({"alpha": number}))
+    with pytest.raises(ArtifactError, match="bm25: damaged: .*; build the index again"):
+        BM25.open(tmp_path / "bm25").search(["alpha"], 1, ids_of=np.array(["a", "b"], dtype=object).__getitem__)
+
+
 @pytest.mark.parametrize("content", [b"[]", b'{"hidden_size": "x"}', b"\xff\xfe", b'"x"', b"[" * 100_000])
 def test_checkpoints(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -102,6 +112,24 @@ def test_the_length_that_sentence_transformers_names(tmp_path, length):
         open_checkpoint(str(tmp_path / "model"))
 
 
+def test_texts_that_are_not_utf_8(tmp_path):
+    """Of the shard that has them it is said, not of the stop words."""
+    corpus, embeddings = embedded_corpus(tmp_path, {"a": "alpha", "b": "beta"}, np.eye(2, dtype=np.float32))
+    (file,) = corpus.passage_files
+    table = pq.read_table(file)
+    texts = pa.array([b"alpha", b"\xff\xfe"]).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index("text"), "text", texts), file)
+    with pytest.raises(ArtifactError, match=r"passages\.arrow: cannot be read: 'utf-8' codec"):
+        build_index(corpus, embeddings, IndexConfig(), tmp_path / "index", use_ray=False)
+
+    def texts_of_a_broken_reader():
+        yield "alpha"
+        raise ValueError("not of the stop words")
+
+    with pytest.raises(ValueError, match="^not of the stop words"):
+        BM25.build(texts_of_a_broken_reader(), BM25Config())
+
+
 def test_a_score_of_hundreds_of_digits():
     with pytest.raises(BadFieldError, match="must be a number"):
         _number(10**400, "scores[0]")
@@ -114,6 +142,17 @@ def test_a_parquet_column_whose_name_is_not_text(tmp_path):
     (tmp_path / "corpus.parquet").write_bytes(content.replace(b"extra", b"\xff\xfetra"))
     with pytest.raises(DataError, match=r"corpus\.parquet: cannot be read as Parquet"):
         ingest(DataConfig(path=str(tmp_path / "corpus.parquet")), tmp_path / "out")
+
+
+def test_embeddings_that_are_null(tmp_path):
+    corpus, embeddings = embedded_corpus(tmp_path, {"a": "alpha"}, np.ones((1, 4), dtype=np.float32), num_files=1)
+    (name,) = embeddings.manifest.files
+    table = pq.read_table(embeddings.path / name)
+    nothing = pa.nulls(1, table.schema.field("embedding").type)
+    pq.write_table(table.set_column(table.column_names.index("embedding"), "embedding", nothing), tmp_path / "null")
+    source = EmbeddedCorpus(tuple(corpus.passage_files), (tmp_path / "null",), 1, 4)
+    with pytest.raises(ArtifactError, match="passages without an embedding; embed again"):
+        source.embeddings(0, 1)
 
 
 @pytest.mark.parametrize("change", [{"method": None}, {"dim": "x"}, {"encoder_version": None}])

@@ -21,6 +21,7 @@ from hostile.mutations import mutate
 FORMS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 OTHER_FORMS = ("TIFF", "ICO", "TGA", "PPM", "PCX", "JPEG2000", "DDS", "SGI")
 SIDES = (0, 1, 5000, 5001, 20_000, 65_500, 100_000, 2**31 - 1, 2**32 - 1)
+BOMBS = ((5000, 5000), (5001, 5000), (30_000, 30_000), (1, 24_000_000), (1, 65_535), (65_535, 381), (381, 65_535))
 DATA_URLS = ("data:image/png;base64,", "data:image/svg+xml;base64,", "data:;base64,", "data:text/html;base64,",
              "data:image/png,", "DATA:IMAGE/PNG;BASE64,", "data:image/png;base64,data:image/png;base64,")  # fmt: skip
 ADDRESSES = ("http://127.0.0.1:1/a.png", "https://169.254.169.254/latest", "//localhost/x", "file:///etc/passwd",
@@ -49,7 +50,7 @@ def hostile_file(rng: Random) -> bytes:
     if kind == 7:
         return claiming(rng.choice(SIDES), rng.choice(SIDES), rng)
     if kind == 8:
-        return png_bomb(rng.choice(((4999, 5000), (5000, 5000), (1, 24_000_000), (5001, 5000), (30_000, 30_000))))
+        return png_bomb(rng.choice(BOMBS))
     return rng.choice((chunk_bomb(1 << 20), chunk_bomb(64 << 20), many_chunks(20_000), long_gif(2000)))
 
 

@@ -9,7 +9,6 @@ The default, `minilm`, is the all-MiniLM-L6-v2 that comes as an installed packag
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.util
 import inspect
@@ -20,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydr.artifacts import artifact_of, bring, file_sha256
-from raydr.errors import ArtifactError, ConfigError, MissingDependencyError
-from raydr.manifest import inside
+from raydr.artifacts import artifact_of, bring
+from raydr.errors import ConfigError, MissingDependencyError
+from raydr.manifest import inside, known_sha256
 from raydr.models.pooling import Pooling
 from raydr.storage import place
 
@@ -72,15 +71,8 @@ def fingerprint(path: Path, more: Sequence[str] = ()) -> str:
     names = sorted(file.name for pattern in (*_DECIDING, *more) for file in path.glob(pattern))
     digest = hashlib.sha256()
     for name in names:
-        file = path / name
-        stat = file.stat()
-        digest.update(f"{name} {_sha256(str(file), stat.st_size, stat.st_mtime_ns)}\n".encode())
+        digest.update(f"{name} {known_sha256(path / name)}\n".encode())
     return digest.hexdigest()
-
-
-@functools.cache
-def _sha256(path: str, size: int, mtime_ns: int) -> str:  # noqa: ARG001 (size and time are the cache's key)
-    return file_sha256(Path(path))
 
 
 def open_checkpoint(model: str) -> Checkpoint:
@@ -142,17 +134,9 @@ def locate(model: str) -> Path:
 
 def _check(path: Path) -> None:
     """Raises `ArtifactError` where a file of a trained model, or of what lies in an artifact otherwise, was damaged."""
-    artifact = artifact_of(path)
-    if artifact is None:
-        return
-    inside = path.resolve().relative_to(artifact.path).as_posix()
-    for name, record in artifact.manifest.files.items():
-        file = artifact.path / name
-        if not name.startswith(f"{inside}/") or not file.is_file():
-            continue
-        stat = file.stat()
-        if stat.st_size != record.bytes or _sha256(str(file), stat.st_size, stat.st_mtime_ns) != record.sha256:
-            raise ArtifactError(f"{file}: differs from its checksum, it was damaged; make the model again")
+    if (artifact := artifact_of(path)) is not None:
+        below = path.resolve().relative_to(artifact.path).as_posix()
+        artifact.verify("" if below == "." else below, again=False)  # a model is opened many times in one process
 
 
 def _from_hub(name: str) -> Path:

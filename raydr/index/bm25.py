@@ -98,7 +98,7 @@ class BM25:
     def _scores(self, words: list[int], weights: np.ndarray | None) -> np.ndarray:
         try:
             return self._scorer.get_scores_from_ids(words, weight_mask=weights)
-        except (IndexError, ValueError, TypeError) as error:
+        except (IndexError, ValueError, TypeError, OverflowError) as error:
             raise ArtifactError(f"{self._path}: damaged: {error}; build the index again") from error
 
     @cached_property

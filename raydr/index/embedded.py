@@ -126,6 +126,8 @@ class EmbeddedCorpus:
         for batch in _scan(self.embedding_files, first, last, [POSITION, PASSAGE_ID, EMBEDDING]):
             with readable(self.embedding_files[0].parent):
                 vectors = batch.column(EMBEDDING).flatten().to_numpy().reshape(-1, self.dim)
+            if len(vectors) != batch.num_rows:
+                raise ArtifactError(f"{self.embedding_files[0].parent}: passages without an embedding; embed again")
             yield batch.column(POSITION).to_numpy(), vectors, batch.column(PASSAGE_ID)
 
 

@@ -111,7 +111,7 @@ def _llava(text: str, tower: Path, seed: int, folder: Path) -> None:
     words_folder = folder / "words"
     words_folder.mkdir()
     causal_from_encoder(text, words_folder, extra_layers=0)
-    words: Any = load_transformer(AutoModel, words_folder, dtype=torch.float32)
+    words: Any = load_transformer(AutoModel, words_folder, warnings=False, dtype=torch.float32)
     tokenizer: Any = AutoTokenizer.from_pretrained(words_folder, local_files_only=True, trust_remote_code=False)
     image = tokenizer.convert_tokens_to_ids(_PLACEHOLDER)
     if image in (None, tokenizer.unk_token_id):

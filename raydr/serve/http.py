@@ -47,9 +47,11 @@ from raydr.version import __version__
 
 UI = Path(__file__).parent / "ui"
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 403, 413, 415, 422, 429, 500, 503, 504)
-}
+
+def _errors(*more: int) -> dict[int | str, dict[str, Any]]:
+    """What any route with a key may answer, and what this one does."""
+    statuses = (400, 401, 403, 413, 415, 421, 422, 429, 500, 503, 504, *more)
+    return {status: {"model": ErrorAnswer} for status in sorted(statuses)}
 
 
 @runtime_checkable
@@ -105,14 +107,14 @@ def build_http(service: Service, args: AppArgs, gate: Gate | None = None) -> Fas
 
 
 def _add_search(app: FastAPI, service: Service, args: AppArgs) -> None:
-    @app.post("/v1/search", response_model=SearchAnswer, response_model_exclude_none=True, responses=_ERRORS)
+    @app.post("/v1/search", response_model=SearchAnswer, response_model_exclude_none=True, responses=_errors(404, 501))
     async def search(body: SearchRequest, request: Request) -> Response:
         """The best passages for one query (`query`, `image` or both) or many (`queries`, `images`)."""
         check_search(body, args.limits)
         state = request.state
         return _json(await service.search(body, request_id=state.request_id, required=state.required))
 
-    @app.post("/v1/embeddings", response_model=EmbeddingsAnswer, responses=_ERRORS)
+    @app.post("/v1/embeddings", response_model=EmbeddingsAnswer, responses=_errors(404))
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         """Embeddings of texts, token ids or pictures, in OpenAI's shape; pictures in Jina's."""
         check_embeddings(body, args.limits)
@@ -128,7 +130,7 @@ def _add_search(app: FastAPI, service: Service, args: AppArgs) -> None:
         usage = Usage(prompt_tokens=num_tokens, total_tokens=num_tokens)
         return _json(EmbeddingsAnswer(data=data, model=model, usage=usage))
 
-    @app.get("/v1/models", response_model=ModelList, response_model_exclude_none=True, responses=_ERRORS)
+    @app.get("/v1/models", response_model=ModelList, response_model_exclude_none=True, responses=_errors())
     async def models(request: Request) -> Response:
         """The models this server answers with; the first one names the live index as well."""
         found = service.models()
@@ -164,14 +166,14 @@ def _add_rerank(app: FastAPI, service: Service, args: AppArgs) -> None:
             operation_id=f"rerank_{version}",
             response_model=RerankAnswer,
             response_model_exclude_none=True,
-            responses={**_ERRORS, 501: {"model": ErrorAnswer}},
+            responses=_errors(404, 501),
         )(rerank)
 
     @app.post(
         "/rerank",
         response_model=list[TeiRerankItem],
         response_model_exclude_none=True,
-        responses={**_ERRORS, 501: {"model": ErrorAnswer}},
+        responses=_errors(501),
     )
     async def rerank_tei(body: TeiRerankRequest, request: Request) -> Response:
         """Scores texts for a query, best first (the shape of Text Embeddings Inference)."""
@@ -252,11 +254,20 @@ class _StrictRequest(Request):
         return value
 
 
+def _check_content_type(value: str) -> None:
+    media_type = value.partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        message = f"send Content-Type: application/json, not {media_type or 'none'!r}"
+        raise ApiError(415, "unsupported_media_type", message, param="Content-Type")
+
+
 class _StrictJsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
+            if request.method == "POST":
+                _check_content_type(request.headers.get("content-type", ""))
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict

@@ -1,8 +1,8 @@
 """What stands between the socket and the routes: one ASGI layer that every request passes, cheapest check first.
 
-Notable: in this order a request meets its request id, the host check, the API key and its rate, the content type, the
-size of its body (counted while it arrives, so a chunked body without a length is bounded as well), the number of
-requests in work, and its deadline. Everything that goes wrong, an unexpected exception included, is answered as JSON.
+Notable: in this order a request meets its request id, the host check, the API key and its rate, the size of its body
+(counted while it arrives, so a chunked body without a length is bounded as well), the number of requests in work, and
+its deadline. Everything that goes wrong, an unexpected exception included, is answered as JSON.
 A handler that is cancelled (deadline, client gone) cancels the calls it has under way.
 """
 
@@ -113,7 +113,6 @@ class Door:
             if (route := _ROUTES.get(path)) is not None:
                 caller.check(route)
         if scope["method"] == "POST":
-            _check_content_type(headers.get("content-type", ""))
             receive = _replay(await self._read_body(headers, receive), receive)
         if path not in _PROBES and self._running >= self._limits.concurrent_requests:
             raise ApiError(429, "overloaded", "this server is at its limit; try again shortly", retry_after_s=1.0)
@@ -200,13 +199,6 @@ def _path_inside(scope: Scope) -> str:
     """The path below the application's `route_prefix`, which an ASGI server leaves in `path`."""
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     return path[len(root) :] or "/" if path == root or path.startswith(f"{root}/") else path
-
-
-def _check_content_type(value: str) -> None:
-    media_type = value.partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        message = f"send Content-Type: application/json, not {media_type or 'none'!r}"
-        raise ApiError(415, "unsupported_media_type", message, param="Content-Type")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from raydr.data.images import ImageConfig, ImageError, prepare_image
+from raydr.data.images import ImageConfig, ImageError, decode_base64, prepare_image
 from raydr.serve.config import Limits
 from raydr.serve.errors import ApiError
 from raydr.serve.fanout import together
@@ -26,7 +24,6 @@ from raydr.serve.schema import Part
 
 NUM_THREADS = 2
 
-_DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]{1,64};base64,")
 _STARTS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 
 
@@ -48,7 +45,7 @@ class PictureReader:
 
     def _prepared(self, field: str, image: str) -> bytes:
         try:
-            return prepare_image(_decoded(image), self._config)
+            return prepare_image(decode_base64(image, self._config), self._config)
         except ImageError as error:
             raise ApiError(422, "invalid_image", f"{field}: {error}", param=field) from None
 
@@ -64,11 +61,3 @@ def media_type(image: bytes) -> str:
         if image.startswith(start):
             return name
     return "image/webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "application/octet-stream"
-
-
-def _decoded(image: str) -> bytes:
-    start = _DATA_URL.match(image)
-    try:
-        return base64.b64decode(image[start.end() :] if start is not None else image, validate=True)
-    except (binascii.Error, ValueError):
-        raise ImageError("is neither base64 nor a data:image/...;base64, URL") from None

@@ -2,15 +2,26 @@
 
 Notable: `/v1/search` refuses unknown fields (a typo must not silently change a search); the routes that speak somebody
 else's dialect ignore them, because the official clients of OpenAI, Cohere and Jina send fields of their own. Bounds
-that the operator sets (`Limits`) are checked in `limits.py`, so this schema is the same on every server.
+that the operator sets (`Limits`) are checked in `limits.py`, so this schema is the same on every server. What else is
+refused stands in the OpenAPI document as well, also what validators written in Python refuse.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
+from raydr.index.filters import MAX_CHARACTERS, MAX_CONDITIONS, MAX_VALUES
 from raydr.types import Modality, modality
 
 Mode = Literal["dense", "bm25", "hybrid"]
@@ -40,9 +51,48 @@ def _not_blank(text: str) -> str:
     return text
 
 
-QueryText = Annotated[str, Field(min_length=1)]
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+"""An integer as JSON Schema has it: 5.0 is one. The bound is inside, or it would be missing in the document."""
+Text = Annotated[str, Field(min_length=1)]
 Image = Annotated[str, Field(min_length=1)]
 """A picture's file (PNG, JPEG, WebP, GIF or BMP) in base64, or as `data:image/...;base64,...`."""
+QueryText = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"\S"})]
+"""Checked by `_not_blank`, whose message is clearer than a pattern."""
+
+_VALUE: list[dict[str, Any]] = [
+    {"type": "string", "maxLength": MAX_CHARACTERS},
+    {"type": "number"},
+    {"type": "boolean"},
+]
+_OR_NULL: list[dict[str, Any]] = [*_VALUE, {"type": "null"}]
+_ANY_OF = [*_OR_NULL, {"type": "array", "minItems": 1, "maxItems": MAX_VALUES, "items": {"anyOf": _OR_NULL}}]
+_OPERATORS = {
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": False,
+    "properties": {**{name: {"anyOf": _VALUE} for name in ("gt", "gte", "lt", "lte")}, "not": {"anyOf": _ANY_OF}},
+}
+_FILTERS = {
+    "type": "object",
+    "maxProperties": MAX_CONDITIONS,
+    "additionalProperties": {"anyOf": [*_ANY_OF, _OPERATORS]},
+}
+"""The shape of `filters`; which columns and types there are is the index's business (`raydr.index.filters`)."""
+
+
+def _given(field: str, kind: str) -> dict[str, Any]:
+    """JSON Schema: the field is there and not null."""
+    return {"required": [field], "properties": {field: {"type": kind}}}
+
+
+def _either(kind: str, one: str, other: str, absent: tuple[str, str]) -> dict[str, Any]:
+    """JSON Schema: at least one of two fields is there and not null, and the fields `absent` are not."""
+    given = [_given(field, kind) for field in (one, other)]
+    return {"anyOf": given, "properties": {field: {"type": "null"} for field in absent}}
 
 
 class Part(NamedTuple):
@@ -63,11 +113,12 @@ class Part(NamedTuple):
 class FeedbackRequest(Shape):
     """Who judges the first hits, by names in `GET /v1/models`; where both do, the scores come first."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_given("scores", "string"), _given("order", "string")]})
     scores: str | None = None
     """A reranker whose scores can be compared over a whole list, such as a cross-encoder."""
     order: str | None = None
     """A reranker of which the order counts, such as FIRST."""
-    depth: int | None = Field(default=None, ge=2)
+    depth: Annotated[int, Field(ge=2), BeforeValidator(_whole)] | None = None
     """How many hits are judged; null: as the server is set."""
 
     @model_validator(mode="after")
@@ -86,7 +137,15 @@ class SearchRequest(Shape):
                 {"query": "join two data frames on a column", "k": 5, "mode": "dense"},
                 {"queries": ["read a csv file", "sort by index"], "filters": {"package": ["pandas", "numpy"]}},
                 {"query": "the same in red", "image": _PIXEL, "instruction": "Find a picture.", "fields": ["image"]},
-            ]
+            ],
+            "oneOf": [
+                _either("string", "query", "image", ("queries", "images")),
+                _either("array", "queries", "images", ("query", "image")),
+            ],
+            "not": {
+                "required": ["mode", "feedback"],
+                "properties": {"mode": {"const": "bm25"}, "feedback": {"type": "object"}},
+            },
         }
     )
     query: QueryText | None = None
@@ -100,11 +159,11 @@ class SearchRequest(Shape):
     """The pictures of many queries, one each; null where a query has none."""
     instruction: str = ""
     """What is looked for, such as "Find a picture that the text describes.", for encoders that read instructions."""
-    k: int = Field(default=10, ge=1)
+    k: Count = 10
     """Hits per query."""
     mode: Mode = "dense"
     """By embedding, by words (BM25), or both fused."""
-    filters: dict[str, JsonValue] = Field(default_factory=dict)
+    filters: Annotated[dict[str, JsonValue], WithJsonSchema(_FILTERS)] = Field(default_factory=dict)
     """Conditions on metadata columns, all of which must hold: a value, a list (any of), {gte, gt, lte, lt}, {not}."""
     allow_ids: list[str] | None = None
     """Only these passages."""
@@ -114,7 +173,7 @@ class SearchRequest(Shape):
     """Whether a reranker reorders the first hits."""
     reranker: str | None = None
     """Which one, by its name in `GET /v1/models`; null: the server's first."""
-    rerank_depth: int | None = Field(default=None, ge=1)
+    rerank_depth: Count | None = None
     """How many hits are reordered; null: as the server is set, and at least `k`."""
     feedback: FeedbackRequest | None = None
     """Relevance feedback: the query's embedding moves towards what rerankers say of a first search by embedding, and
@@ -205,6 +264,9 @@ def _check_input(value: Any) -> Any:
     if not items:
         raise ValueError("is empty")
     kinds = {type(item) for item in items}
+    if kinds & {list, float}:
+        items = value = [[_whole(number) for number in ids] if isinstance(ids, list) else _whole(ids) for ids in items]
+        kinds = {type(item) for item in items}
     if kinds <= {str, dict}:
         if any(item == "" for item in items):
             raise ValueError("holds an empty text")
@@ -237,7 +299,12 @@ class EmbeddingsRequest(Dialect):
         }
     )
     input: Annotated[
-        str | EmbeddingInput | list[str | EmbeddingInput] | TokenIds | list[TokenIds], BeforeValidator(_check_input)
+        Text
+        | EmbeddingInput
+        | Annotated[list[Text | EmbeddingInput], Field(min_length=1)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1)],
+        BeforeValidator(_check_input),
     ]
     """A text, a list of texts, a list of token ids, or a list of such lists. In the place of a text, an object with a
     `text`, an `image` (in base64, as in a search), or both, which are embedded as one."""
@@ -245,7 +312,7 @@ class EmbeddingsRequest(Dialect):
     """A name from `GET /v1/models`; null: the encoder of the live index."""
     encoding_format: Literal["float", "base64"] = "float"
     """`base64`: little-endian float32."""
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: Count | None = None
     """Keep this many leading dimensions, normalised again."""
     input_type: Literal["query", "document", "search_query", "search_document"] = "document"
     """Which side of the encoder embeds the texts."""
@@ -287,27 +354,33 @@ def _document_text(value: Any) -> Any:
     return value
 
 
+_WITH_TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+Document = Annotated[
+    str, BeforeValidator(_document_text), WithJsonSchema({"anyOf": [{"type": "string"}, _WITH_TEXT]}, mode="validation")
+]
+
+
 class RerankRequest(Dialect):
     """Cohere's and Jina's request."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"query": "which pet hunts mice", "documents": ["a cat", "a dog"], "top_n": 1}]}
     )
-    query: QueryText
-    documents: list[Annotated[str, BeforeValidator(_document_text)]] = Field(min_length=1)
+    query: Text
+    documents: list[Document] = Field(min_length=1)
     """Texts, or objects with a `text`."""
     model: str | None = None
-    top_n: int | None = Field(default=None, ge=1)
+    top_n: Count | None = None
     """How many of the best documents to return; null: all."""
     return_documents: bool = False
-    max_tokens_per_doc: int | None = Field(default=None, ge=1)
+    max_tokens_per_doc: Count | None = None
     """Accepted for the clients that send it; the reranker's own limit holds."""
 
 
 class TeiRerankRequest(Dialect):
     """Text Embeddings Inference's request."""
 
-    query: QueryText
+    query: Text
     texts: list[str] = Field(min_length=1)
     return_text: bool = False
     raw_scores: bool = False

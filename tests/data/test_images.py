@@ -75,7 +75,7 @@ def test_bombs_are_refused_by_their_header(kind):
     data = GREATER[kind]
     tracemalloc.start()
     start = time.perf_counter()
-    with pytest.raises(ImageError, match=r"50,000,000 pixels are allowed"):
+    with pytest.raises(ImageError, match=r"has too many pixels: .*(50,000,000 are allowed|no side may be longer)"):
         prepare_image(data, PLAIN)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -84,7 +84,7 @@ def test_bombs_are_refused_by_their_header(kind):
 
 
 def test_a_file_beyond_the_limit_is_not_opened():
-    with pytest.raises(ImageError, match=r"has 101 bytes, and 100 are allowed"):
+    with pytest.raises(ImageError, match=r"has too many bytes: 101, and 100 are allowed"):
         prepare_image(b"\0" * 101, ImageConfig(max_bytes=100))
 
 
@@ -116,7 +116,7 @@ def test_nothing_is_no_picture():
 def test_other_formats_are_not_opened(kind):
     svg = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
     data = svg if kind == "SVG" else saved(two_halves(), kind)
-    with pytest.raises(ImageError, match=r"is not a picture that can be read \(PNG, JPEG, WEBP, GIF, BMP\)"):
+    with pytest.raises(ImageError, match=r"is not a picture that can be read: known are PNG, JPEG, WEBP, GIF, BMP"):
         prepare_image(data, PLAIN)
 
 

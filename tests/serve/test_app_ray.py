@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_pictures import PASSAGES, embedding, picture, sent
 from tiny_serving import ANIMALS, INSTRUMENTS
 
 from raydr.encoders.factory import EncoderFactory
@@ -134,6 +135,25 @@ def test_errors_of_deployments_reach_the_caller_as_json(server):
     assert (response.status_code, response.json()["error"]["param"]) == (422, "input")
     response = server.http.post("/v1/search", content=b"{", headers={"Content-Type": "application/json"})
     assert response.status_code == 400
+
+
+def test_pictures_go_from_the_caller_to_the_encoder_and_from_the_shards_to_the_caller(server, animals, pictures):
+    """Through the Ingress, to a deployment and from one, behind a swap to an index whose encoder reads them."""
+    server.deploy(pictures)
+    server.wait_for(IndexReader.open(pictures).version)
+    body = {"query": "the same in blue", "image": sent(picture("red")), "k": 6, "fields": ["image"]}
+    answer = server.search(**body)
+    top = IndexReader.open(pictures).search(embedding("the same in blue", picture("red"))[None], 6)
+    assert [hit["id"] for hit in answer["hits"]] == [PASSAGES[row][0] for row in top.rows[0]]
+    assert [hit["score"] for hit in answer["hits"]] == pytest.approx(top.scores[0].tolist(), abs=1e-5)
+    shown = {hit["id"]: hit["image"] for hit in answer["hits"] if "image" in hit}
+    urls = {id_: f"data:image/png;base64,{sent(picture(colour))}" for id_, _, _, colour in PASSAGES if colour}
+    assert shown == urls
+    assert server.search(**body, rerank=True)["reranking"]["applied"] is True
+    response = server.http.post("/v1/search", json={"image": body["image"], "rerank": True})
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "image")  # its replica says what it reads
+    server.deploy(animals)
+    server.wait_for(IndexReader.open(animals).version)
 
 
 def test_a_request_id_goes_there_and_back(server):

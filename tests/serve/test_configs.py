@@ -18,7 +18,7 @@ def config(request):
 
 
 def test_there_are_configs():
-    assert {path.name for path in CONFIGS} >= {"local.yaml", "rerank.yaml", "search.yaml"}
+    assert {path.name for path in CONFIGS} >= {"local.yaml", "multimodal.yaml", "rerank.yaml", "search.yaml"}
 
 
 def test_serve_accepts_it(config):

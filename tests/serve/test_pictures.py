@@ -259,6 +259,7 @@ TRUNCATED = sent(picture("red", (300, 300))[:-300])
         ({"image": TRUNCATED}, "invalid_image", "image"),
         ({"image": png_claiming(60_000, 60_000)}, "invalid_image", "image"),
         ({"image": png_claiming(5001, 5000)}, "invalid_image", "image"),
+        ({"image": png_claiming(1, 65_536)}, "invalid_image", "image"),
         ({"images": [RED, TRUNCATED]}, "invalid_image", "images.1"),
         ({"image": ""}, "invalid_value", "image"),
         ({"image": [RED]}, "invalid_value", "image"),

@@ -86,7 +86,7 @@ class LexicalReranker:
         words = query.text.lower().split()
 
         def score(hit: Hit) -> float:
-            return sum(word in passages[hit.passage_id].text.lower().split() for word in words) / len(words)
+            return sum(word in passages[hit.passage_id].text.lower().split() for word in words) / max(len(words), 1)
 
         return sorted((Hit(hit.passage_id, score(hit)) for hit in hits), key=lambda hit: -hit.score)
 
