@@ -100,8 +100,15 @@ class Steps:
         return self.mine(method, index, "examples"), self.dev(method, index)
 
     def positives(self, folder: str) -> ExampleSet:
-        """The training queries with what is judged relevant and no negatives: nothing is searched for them."""
-        return positive_examples(self.corpus, self._queries(self.config.mine), self.config.out / folder)
+        """The training queries with what is judged relevant and no negatives: nothing is searched for them.
+
+        Those of the config's file, where it names one.
+        """
+        config, out = self.config.mine, self.config.out / folder
+        if config.source_file is not None:
+            return examples_of_file(config, out)
+        queries = self._queries(config)
+        return positive_examples(self.corpus, queries, out, max_queries=config.max_queries, seed=config.seed)
 
     def mine(
         self,

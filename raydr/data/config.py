@@ -7,12 +7,13 @@ data: {path: msmarco-passage/trec-dl-2019/judged}
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from raydr.config import Config
-from raydr.types import RESERVED_COLUMNS
+from raydr.data.images import ImageConfig
+from raydr.types import IMAGE, RESERVED_COLUMNS
 
 DataFormat: TypeAlias = Literal["auto", "beir", "msmarco", "jsonl", "csv", "parquet", "hf_disk", "ir_datasets"]
 MetadataType: TypeAlias = Literal["string", "int64", "float64", "bool", "list<string>", "json"]
@@ -36,6 +37,10 @@ class Columns(Config):
     """Usual names: text, query, query_text, question."""
     relevance: str | None = None
     """The grade in a qrels table. Usual names: relevance, score, label, rel, grade."""
+    image: str | None = None
+    """A passage's picture, with `data.images`. Usual names: image, img, image_path, img_path."""
+    query_image: str | None = None
+    """A query's picture, likewise. Usual names: image, query_image, img, image_path, img_path, query_img_path."""
 
 
 class SplitDocuments(Config):
@@ -82,14 +87,34 @@ class DataConfig(Config):
     """A passage with neither title nor text: `error` treats it as bad input, `keep` keeps it as an empty passage."""
     split_documents: SplitDocuments | None = None
     """Cuts long documents into passages; null takes every document as one passage."""
+    images: ImageConfig | None = None
+    """Reads pictures of passages and queries, and the queries' instructions, tasks and copies; null: texts only."""
 
     @model_validator(mode="after")
     def _metadata_can_be_columns(self) -> DataConfig:
         selected = self.metadata if isinstance(self.metadata, list) else []
         for name in [*selected, *self.metadata_types]:
-            if name in RESERVED_COLUMNS:
+            if name in self.reserved:
                 raise ValueError(f"{name!r} is a column name of raydr itself and cannot be a metadata column")
         undeclared = sorted(set(self.metadata_types) - set(selected)) if self.metadata != "all" else []
         if undeclared:
             raise ValueError(f"metadata_types names {undeclared}, which `metadata` does not select")
         return self
+
+    @model_validator(mode="after")
+    def _pictures_are_read(self) -> DataConfig:
+        if self.images is None and (self.columns.image or self.columns.query_image):
+            raise ValueError("columns.image and columns.query_image need data.images: data.images={} reads pictures")
+        return self
+
+    @property
+    def reserved(self) -> frozenset[str]:
+        """Names that metadata columns may not have."""
+        return RESERVED_COLUMNS if self.images is None else RESERVED_COLUMNS | {IMAGE}
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as an artifact knows them: texts without pictures are what they were before there were any."""
+        settings = self.model_dump(mode="json")
+        if self.images is None:
+            del settings["images"], settings["columns"]["image"], settings["columns"]["query_image"]
+        return settings

@@ -2,7 +2,7 @@
 
 corpus = Corpus.open("runs/a/corpus")
 for table in corpus.passages(["passage_id", "text"]): ...
-corpus.queries(); corpus.qrels()
+corpus.queries(); corpus.qrels()                for query in corpus.stream(): ... where there are pictures
 QuerySet.open("runs/a/queries").qrels()         the queries of another split over the same passages
 """
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from raydr.artifacts import Artifact, open_artifact
 from raydr.data.arrow_rows import readable
 from raydr.data.images import ImageConfig
+from raydr.data.passages import has_pictures
 from raydr.errors import DataError
 from raydr.types import (
     COPIES,
@@ -42,6 +43,7 @@ PASSAGES = "passages"
 QUERIES = "queries.parquet"
 QRELS = "qrels.parquet"
 REJECTS = "rejects.jsonl"
+_QUERIES_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,34 @@ class QuerySet:
 
     def queries(self) -> list[Query]:
         """The queries that have judgements, or all of them where there are no judgements."""
-        with readable(self.path / QUERIES):
-            names = pq.read_schema(self.path / QUERIES).names
+        return list(self.stream())
+
+    def stream(self) -> Iterator[Query]:
+        """The same, one after the other: the pictures of a few are in memory at a time."""
+        with readable(self.path / QUERIES), pq.ParquetFile(self.path / QUERIES) as file:
+            names = file.schema_arrow.names
             columns = [name for name in (QUERY_ID, TEXT, IMAGE, INSTRUCTIONS) if name in names]
-            rows = pq.read_table(self.path / QUERIES, columns=columns).to_pylist()
-        return [
-            Query(row[QUERY_ID], row[TEXT] or "", row.get(IMAGE), next(iter(row.get(INSTRUCTIONS) or ()), ""))
-            for row in rows
-        ]
+            for batch in file.iter_batches(batch_size=_QUERIES_AT_ONCE, columns=columns):
+                for row in batch.to_pylist():
+                    instruction = next(iter(row.get(INSTRUCTIONS) or ()), "")
+                    yield Query(row[QUERY_ID], row[TEXT] or "", row.get(IMAGE), instruction)
+
+    def query_ids(self) -> list[str]:
+        """The ids of `queries()`, in their order."""
+        with readable(self.path / QUERIES):
+            return pq.read_table(self.path / QUERIES, columns=[QUERY_ID])[QUERY_ID].to_pylist()
 
     @property
     def has_query_pictures(self) -> bool:
         """Whether queries may have pictures."""
         with readable(self.path / QUERIES):
-            return IMAGE in pq.read_schema(self.path / QUERIES).names
+            return has_pictures(pq.read_schema(self.path / QUERIES))
 
     def instructions(self) -> dict[str, list[str]]:
         """All wordings of the instruction of each query that has one; the first is the one it is searched with."""
-        return {query_id: wordings for query_id, wordings in self._column(INSTRUCTIONS).items() if wordings}
+        known: dict[tuple[str, ...], list[str]] = {}  # a million queries share a few instructions
+        given = self._column(INSTRUCTIONS)
+        return {id_: known.setdefault(tuple(wordings), wordings) for id_, wordings in given.items() if wordings}
 
     def copies(self) -> dict[str, int]:
         """How often an epoch of training shows each query for which that is said."""
@@ -162,8 +174,8 @@ class Corpus(QuerySet):
 
     @property
     def has_pictures(self) -> bool:
-        """Whether passages may have pictures: there is a column `image`."""
-        return bool(self.passage_files) and IMAGE in pq.read_schema(self.passage_files[0]).names
+        """Whether passages may have pictures."""
+        return bool(self.passage_files) and has_pictures(pq.read_schema(self.passage_files[0]))
 
     @property
     def encoded_columns(self) -> list[str]:

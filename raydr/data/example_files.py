@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raydr.artifacts import fingerprint, is_finished, write_artifact
-from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter, passage_table
+from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter
 from raydr.data.files import Folder
+from raydr.data.passages import passage_table
 from raydr.data.problems import BadFieldError, Problems
 from raydr.data.training_example import TrainingExample, TrainingPassage, content_id
 from raydr.data.training_shapes import detect_format, format_named, read_examples

@@ -9,7 +9,8 @@ ids stay in memory.
 | --- | --- |
 | queries.arrow | query_id, text; positives, negatives (rows; negatives hardest first), their scores, negative_sources |
 | | image, instructions, task and copies where the queries have them |
-| passages.arrow | passage_id, title, text, document_id where documents were split, image where there are pictures |
+| passages.arrow | passage_id, title, text; document_id where documents were split |
+| | image and image_hash where there are pictures |
 
     examples = ExampleSet.open("runs/a/examples")
     examples.positives(0); examples.passages([3, 5])
@@ -17,6 +18,7 @@ ids stay in memory.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +34,7 @@ from jaxtyping import Float32, Int64
 
 from raydr.artifacts import Artifact, open_artifact
 from raydr.data.arrow_rows import ArrowRows
+from raydr.data.passages import PICTURES, has_pictures, passage_columns, passage_table, passages_of
 from raydr.errors import DataError
 from raydr.types import (
     COPIES,
@@ -71,6 +74,7 @@ _QUERY_SCHEMA = pa.schema(
         NEGATIVE_SOURCES: pa.list_(pa.string()),
     }
 )
+_IMAGE_HASH = "image_hash"
 _BATCH_ROWS = 8192
 
 
@@ -187,9 +191,8 @@ class ExampleSet:
 
     def passages(self, rows: Iterable[int] | Int64[np.ndarray, " passage"]) -> list[Passage]:
         """The passages in the given rows, in that order."""
-        pictures = [IMAGE] if IMAGE in self._passages.table.column_names else []
-        table = self._passages.take(np.fromiter(rows, np.int64), [PASSAGE_ID, TEXT, TITLE, *pictures])
-        return [Passage(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+        columns = passage_columns(self._passages.table.schema)
+        return passages_of(self._passages.take(np.fromiter(rows, np.int64), columns))
 
     @cached_property
     def _queries(self) -> pa.Table:
@@ -218,7 +221,7 @@ class ExampleSet:
         keys = []
         if DOCUMENT_ID in table.column_names:
             keys.append(table[DOCUMENT_ID].to_numpy())
-        pictures = [IMAGE] if IMAGE in table.column_names else []
+        pictures = [_IMAGE_HASH] if _IMAGE_HASH in table.column_names else []
         batches = table.select([TITLE, TEXT, *pictures]).to_batches()
         texts = chain.from_iterable(zip(*(column.to_pylist() for column in batch.columns)) for batch in batches)
         # By their hashes: a set may hold more text than a worker has memory for.
@@ -265,7 +268,7 @@ class QueryLabels:
     def schema(self) -> dict[str, pa.DataType]:
         """The columns that these take."""
         there = {
-            IMAGE: (pa.binary(), self.has_pictures),
+            IMAGE: (PICTURES, self.has_pictures),
             INSTRUCTIONS: (pa.list_(pa.string()), bool(self.instructions)),
             TASK: (pa.string(), bool(self.tasks)),
             COPIES: (pa.int64(), bool(self.copies)),
@@ -292,7 +295,8 @@ class ExampleWriter:
     ) -> None:
         names = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if is_split else [])]
         fields: dict[str, pa.DataType] = {name: pa.string() for name in names}
-        self._passage_schema = pa.schema({**fields, **({IMAGE: pa.binary()} if has_pictures else {})})
+        pictures = {IMAGE: PICTURES, _IMAGE_HASH: pa.int64()} if has_pictures else {}
+        self._passage_schema = pa.schema({**fields, **pictures})
         self._labels = labels or QueryLabels()
         self._query_schema = pa.schema([*_QUERY_SCHEMA, *pa.schema(self._labels.schema)])
         self._queries = pa.ipc.new_file(str(folder / QUERIES), self._query_schema)
@@ -304,13 +308,14 @@ class ExampleWriter:
         """Those of the ids whose texts were not given yet, each once."""
         return [passage_id for passage_id in dict.fromkeys(passage_ids) if passage_id not in self._rows]
 
-    def add(self, examples: Sequence[Example], passages: pa.Table) -> None:
-        """Appends examples; `passages` has the texts of the passages that are `new` to the set.
+    def add(self, examples: Sequence[Example], passages: pa.Table | None = None) -> None:
+        """Appends examples; `passages` has the texts of the passages that are `new` to the set, if any.
 
         Raises `DataError` for an example without a positive, with a negative that is also a positive, or with a passage
         whose text was never given.
         """
-        self.add_passages(passages)
+        if passages is not None:
+            self.add_passages(passages)
         columns: dict[str, list] = {name: [] for name in self._query_schema.names}
         for example in examples:
             _check(example)
@@ -331,6 +336,8 @@ class ExampleWriter:
         """Appends the texts of passages that are `new` to the set."""
         for passage_id in passages[PASSAGE_ID].to_pylist():
             self._rows[passage_id] = len(self._rows)
+        if _IMAGE_HASH in self._passage_schema.names:
+            passages = _with_hashes(passages)
         table = passages.select(self._passage_schema.names).cast(self._passage_schema)
         self._passages.write_table(table, max_chunksize=_BATCH_ROWS)
 
@@ -354,20 +361,31 @@ class ExampleWriter:
         return [self._rows[passage_id] for passage_id in passage_ids]
 
 
-def write_examples(folder: Path, examples: Iterable[Example], passages: Mapping[str, Passage]) -> dict[str, int]:
+def write_examples(
+    folder: Path,
+    examples: Iterable[Example],
+    passages: Mapping[str, Passage],
+    *,
+    labels: QueryLabels | None = None,
+) -> dict[str, int]:
     """Writes a set that fits into memory; `passages` has every passage that an example names. Returns the counts."""
     examples = list(examples)
-    with ExampleWriter(folder) as writer:
+    has_pictures = any(passage.image is not None for passage in passages.values())
+    with ExampleWriter(folder, has_pictures=has_pictures, labels=labels) as writer:
         named = writer.new(chain.from_iterable((*example.positives, *example.negatives) for example in examples))
         writer.add(examples, passage_table([passages[passage_id] for passage_id in named if passage_id in passages]))
         return writer.counts
 
 
-def passage_table(passages: Sequence[Passage]) -> pa.Table:
-    """Passages as the columns passage_id, title, text."""
-    columns = {PASSAGE_ID: [p.passage_id for p in passages], TITLE: [p.title for p in passages]}
-    columns[TEXT] = [p.text for p in passages]
-    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+def _with_hashes(passages: pa.Table) -> pa.Table:
+    """The table with a number for each picture, equal for equal ones: workers compare these and read no picture."""
+    if not has_pictures(passages.schema):
+        passages = passages.append_column(IMAGE, pa.nulls(passages.num_rows, PICTURES))
+    hashes = [
+        None if image is None else int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "little", signed=True)
+        for image in chain.from_iterable(chunk.to_pylist() for chunk in passages[IMAGE].chunks)
+    ]
+    return passages.append_column(_IMAGE_HASH, pa.array(hashes, pa.int64()))
 
 
 def _check(example: Example) -> None:

@@ -15,10 +15,9 @@ from raydr.data.config import DataConfig
 from raydr.data.files import Advance, Folder
 from raydr.data.layouts import choose_split
 from raydr.data.problems import Problems
-from raydr.data.records import Record, Records, batch_records
+from raydr.data.records import ROWS, ROWS_WITH_IMAGES, Record, Records, batch_records
 from raydr.errors import DataError, MissingDependencyError
 
-_BATCH_ROWS = 2048
 _PREFIX = "irds:"
 _HF_FOLDERS = ("corpus", "passages", "queries", "qrels", "default")
 
@@ -34,14 +33,15 @@ class HfRows:
     name: str
     unit: str = " rows"
     fixed_columns: bool = True
+    has_images: bool = False
 
     @property
     def size(self) -> int:
         return len(self.dataset)
 
     def read(self, problems: Problems, advance: Advance) -> Iterator[tuple[int, Record]]:
-        number = 0
-        for table in self.dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        number, rows = 0, ROWS_WITH_IMAGES if self.has_images else ROWS
+        for table in self.dataset.with_format("arrow").iter(batch_size=rows):
             yield from batch_records(self.name, table, number, problems)
             number += table.num_rows
             advance(table.num_rows)
@@ -73,7 +73,7 @@ def hf_disk_tables(folder: Folder, config: DataConfig) -> Tables:
             return []
         if name not in named:
             raise DataError(f"{folder.uri}: has no dataset {name!r}; there are: {', '.join(named)}")
-        return [HfRows(named[name], name)]
+        return [HfRows(named[name], name, has_images=config.images is not None)]
 
     if passages is None:
         raise DataError(

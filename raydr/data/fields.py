@@ -24,11 +24,16 @@ _QUERY_IDS = ("query_id", "query-id", "_id", "id", "qid")
 _BREAKS_TREC_FILES = re.compile(r"[\s\x00-\x1f\x7f]")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _INT64 = range(-(2**63), 2**63)
-_OPTIONAL = frozenset({"title"})
+_OPTIONAL = frozenset({"title", "instructions", "task", "copies"})
+_PICTURES: Mapping[str, str] = {"text": "image", "query_text": "query_image"}
+"""A text's role -> that of the picture which may stand in for it."""
+_IMAGES = ("image", "img", "image_path", "img_path")
+_QUERY_IMAGES = ("image", "query_image", "img", "image_path", "img_path", "query_img_path")
 
 
-def passage_names(columns: Columns, *, beir: bool = False) -> Names:
-    return {
+def passage_names(columns: Columns, *, beir: bool = False, images: bool = False) -> Names:
+    pictures = {"image": _names(columns.image, _IMAGES)} if images else {}
+    return pictures | {
         "passage_id": _names(columns.passage_id, ("_id",) if beir else _PASSAGE_IDS),
         "title": _names(columns.title, ("title",)),
         "text": _names(
@@ -37,8 +42,16 @@ def passage_names(columns: Columns, *, beir: bool = False) -> Names:
     }
 
 
-def query_names(columns: Columns, *, beir: bool = False) -> Names:
-    return {
+def query_names(columns: Columns, *, beir: bool = False, images: bool = False) -> Names:
+    further: dict[str, tuple[str, ...]] = {}
+    if images:
+        further = {
+            "query_image": _names(columns.query_image, _QUERY_IMAGES),
+            "instructions": ("instructions", "instruction"),
+            "task": ("task",),
+            "copies": ("copies",),
+        }
+    return further | {
         "query_id": _names(columns.query_id, ("_id",) if beir else _QUERY_IDS),
         "query_text": _names(columns.query_text, ("text",) if beir else ("text", "query", "query_text", "question")),
     }
@@ -63,6 +76,8 @@ class Fields:
 
     def __init__(self, table: Records, names: Names) -> None:
         self._table = table
+        self.table = table.name
+        """What messages call the table."""
         self._names = names
         self._found: dict[str, str] = {}
         self.own: frozenset[str] = frozenset()
@@ -81,7 +96,7 @@ class Fields:
             if name := next((name for name in candidates if name in record), None):
                 self._found[role] = name
                 self.own |= {name}
-            elif self._table.fixed_columns and role not in _OPTIONAL:
+            elif self._table.fixed_columns and not self._may_be_missing(role):
                 raise DataError(
                     f"{self._table.name}: has no column for the {role} (tried {', '.join(candidates)}); "
                     f"it has {', '.join(record)}; name the right one: data.columns.{role}=NAME"
@@ -101,33 +116,64 @@ class Fields:
             raise BadFieldError(field, "has whitespace or control characters", detail)
         return value
 
-    def string(self, record: Record, role: str) -> str:
-        """The text of a role; the title may be missing or null and is then empty."""
-        if role in _OPTIONAL and record.get(self._found.get(role, "")) is None:
+    def string(self, record: Record, role: str, *, optional: bool = False) -> str:
+        """The text of a role; what is optional, as the title is, may be missing or null and is then empty."""
+        if (optional or role in _OPTIONAL) and self.value(record, role) is None:
             return ""
         field, value = self._get(record, role)
         if not isinstance(value, str):
             raise BadFieldError(field, "must be a string", f"got {_kind(value)}")
         return value
 
+    def strings(self, record: Record, role: str) -> list[str]:
+        """The texts of a role that is a string or a list of strings; none where it is missing, null or empty."""
+        value = self.value(record, role)
+        texts = [value] if isinstance(value, str) and value.strip() else value or []
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise BadFieldError(self.name(role), "must be a text or a list of texts", f"got {_kind(value)}")
+        return texts
+
     def grade(self, record: Record) -> int:
         """The relevance: a whole number, negative ones included."""
-        field, value = self._get(record, "relevance")
-        if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value not in _INT64:
-            raise BadFieldError(field, "must be a whole number", f"got {_kind(value)}")
-        return value
+        return _whole_number(*self._get(record, "relevance"))
+
+    def count(self, record: Record, role: str) -> int | None:
+        """A whole number from 1 on; None where it is missing, null or empty."""
+        value = self.value(record, role)
+        if value in (None, ""):
+            return None
+        number = _whole_number(self.name(role), value)
+        if number < 1:
+            raise BadFieldError(self.name(role), "must be at least 1", f"got {number}")
+        return number
+
+    def value(self, record: Record, role: str) -> object:
+        """Whatever the record has in the field of a role; None where it has no such field."""
+        return record.get(self._found.get(role, ""))
 
     def name(self, role: str) -> str:
         """What the field of a role is called here."""
         return self._found.get(role, self._names[role][0])
+
+    def _may_be_missing(self, role: str) -> bool:
+        """Whether a table may do without a column for it; a picture's column that the config names must be there."""
+        if role in _PICTURES:
+            return _PICTURES[role] in self._found
+        return role in _OPTIONAL or (role in _PICTURES.values() and len(self._names[role]) > 1)
 
     def _get(self, record: Record, role: str) -> tuple[str, object]:
         field = self.name(role)
         if field not in record:
             raise BadFieldError(field, "is missing")
         return field, record[field]
+
+
+def _whole_number(field: str, value: object) -> int:
+    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value not in _INT64:
+        raise BadFieldError(field, "must be a whole number", f"got {_kind(value)}")
+    return value
 
 
 def _kind(value: object) -> str:

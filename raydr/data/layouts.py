@@ -130,7 +130,8 @@ class Layout:
         if file.suffix in _SUFFIXES["jsonl"]:
             return JsonLines(file)
         if file.suffix in _SUFFIXES["parquet"]:
-            return ParquetRows(file, self._wanted_columns() if tsv_names[0] == "passage_id" else None)
+            columns = self._wanted_columns() if tsv_names[0] == "passage_id" else None
+            return ParquetRows(file, columns, has_images=self.config.images is not None)
         if file.suffix == ".csv" or (file.suffix == ".tsv" and self.format == "csv"):
             return CsvRows(file, "," if file.suffix == ".csv" else "\t")
         if file.suffix in (".tsv", ".txt"):
@@ -147,7 +148,8 @@ class Layout:
         """The columns worth reading from a Parquet file: a column that is not carried may be large (an embedding)."""
         if self.config.metadata == "all":
             return None
-        own = [name for names in passage_names(self.config.columns).values() for name in names]
+        roles = passage_names(self.config.columns, images=self.config.images is not None)
+        own = [name for names in roles.values() for name in names]
         return (*own, *(self.config.metadata if isinstance(self.config.metadata, list) else ()))
 
 

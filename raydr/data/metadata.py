@@ -38,9 +38,13 @@ class MetadataColumns:
     """The metadata columns of one corpus and their types so far."""
 
     def __init__(
-        self, selection: Literal["all", "none"] | Collection[str], declared: Mapping[str, MetadataType]
+        self,
+        selection: Literal["all", "none"] | Collection[str],
+        declared: Mapping[str, MetadataType],
+        reserved: Collection[str] = RESERVED_COLUMNS,
     ) -> None:
         self._selection = selection
+        self._reserved = reserved
         self._declared = declared
         self._types: dict[str, MetadataType | None] = {}
 
@@ -79,7 +83,7 @@ class MetadataColumns:
             raise DataError(f"{source}: data.metadata names {missing}, which no record has; carried are: {known}")
 
     def _new_column(self, name: str) -> MetadataType | None:
-        if name in RESERVED_COLUMNS:
+        if name in self._reserved:
             raise DataError(
                 f"field {name!r} has a name that raydr uses itself, so it cannot be carried as metadata; "
                 "list the fields to carry (data.metadata=[...]) or carry none (data.metadata=none)"

@@ -1,9 +1,9 @@
 """Writes passages as numbered Parquet parts with one schema for all of them.
 
 Notable: parts grow with the corpus (an eighth of what was written before, between 1,024 and 32,768 passages, and never
-more than 64 MB of text), so that a small corpus still gives every worker something to do and a large one does not
-become thousands of files. Metadata types may widen while streaming; parts written before are then rewritten at the
-end, one at a time.
+more than 64 MB of text or 128 MB of pictures), so that a small corpus still gives every worker something to do and a
+large one does not become thousands of files. Metadata types may widen while streaming; parts written before are then
+rewritten at the end, one at a time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 from raydr.data.metadata import ARROW_TYPES, MetadataColumns
 from raydr.data.records import Record
 from raydr.errors import DataError
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, POSITION, TEXT, TITLE
+from raydr.types import DOCUMENT_ID, IMAGE, PASSAGE_ID, POSITION, TEXT, TITLE
 
 _MIN_ROWS, _MAX_ROWS = 1024, 32_768
 _GROWTH = 8
 _MAX_CHARACTERS = 64_000_000
+_MAX_IMAGE_BYTES = 128_000_000
 
 
 class PassageWriter:
@@ -32,17 +33,27 @@ class PassageWriter:
         self._folder = folder
         self._metadata = metadata
         self._is_split = is_split
-        self._rows: list[tuple[str, str, str, str, Record]] = []
+        self._rows: list[tuple[str, str, str, str, Record, bytes | None]] = []
         self._num_characters = 0
+        self._num_image_bytes = 0
         self._parts: list[tuple[Path, pa.Schema]] = []
         self.num_passages = 0
+        self.num_images = 0
 
-    def add(self, passage_id: str, title: str, text: str, metadata: Record, document_id: str) -> None:
-        """Adds one passage; `document_id` is written only where documents are split."""
-        self._rows.append((passage_id, title, text, document_id, metadata))
+    def add(
+        self, passage_id: str, title: str, text: str, metadata: Record, document_id: str, image: bytes | None = None
+    ) -> None:
+        """Adds one passage; `document_id` is written only where documents are split, images where there are any."""
+        self._rows.append((passage_id, title, text, document_id, metadata, image))
         self._num_characters += len(text)
+        self._num_image_bytes += len(image or b"")
+        self.num_images += image is not None
         part_rows = min(_MAX_ROWS, max(_MIN_ROWS, self.num_passages // _GROWTH))
-        if len(self._rows) >= part_rows or self._num_characters >= _MAX_CHARACTERS:
+        if (
+            len(self._rows) >= part_rows
+            or self._num_characters >= _MAX_CHARACTERS
+            or self._num_image_bytes >= _MAX_IMAGE_BYTES
+        ):
             self._write_part()
 
     def close(self) -> None:
@@ -55,11 +66,13 @@ class PassageWriter:
                 _write(path, _recast(pq.read_table(path), schema))
 
     def _write_part(self) -> None:
-        ids, titles, texts, documents, metadata = zip(*self._rows, strict=True)
+        ids, titles, texts, documents, metadata, images = zip(*self._rows, strict=True)
         positions = range(self.num_passages, self.num_passages + len(ids))
         columns: dict[str, Any] = {PASSAGE_ID: ids, POSITION: positions, TITLE: titles, TEXT: texts}
         if self._is_split:
             columns[DOCUMENT_ID] = documents
+        if self.num_images:
+            columns[IMAGE] = images
         for name in self._metadata.types:
             columns[name] = [values.get(name) for values in metadata]
         schema = self._schema()
@@ -68,18 +81,20 @@ class PassageWriter:
         _write(path, pa.Table.from_arrays(arrays, schema=schema))
         self._parts.append((path, schema))
         self.num_passages += len(ids)
-        self._rows, self._num_characters = [], 0
+        self._rows, self._num_characters, self._num_image_bytes = [], 0, 0
 
     def _schema(self) -> pa.Schema:
         fields = {PASSAGE_ID: pa.string(), POSITION: pa.int64(), TITLE: pa.string(), TEXT: pa.string()}
         if self._is_split:
             fields[DOCUMENT_ID] = pa.string()
+        if self.num_images:
+            fields[IMAGE] = pa.binary()
         return pa.schema({**fields, **{name: ARROW_TYPES[kind] for name, kind in self._metadata.types.items()}})
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    # Ids, texts and positions hardly repeat: a dictionary would only cost time.
-    dictionary = [name for name in table.column_names if name not in (PASSAGE_ID, POSITION, TEXT)]
+    # Ids, texts, positions and pictures hardly repeat: a dictionary would only cost time.
+    dictionary = [name for name in table.column_names if name not in (PASSAGE_ID, POSITION, TEXT, IMAGE)]
     pq.write_table(table, path, compression="zstd", use_dictionary=dictionary)
 
 

@@ -96,6 +96,11 @@ def _excerpt(raw: Any) -> str:
     if isinstance(raw, bytes):
         raw = raw[: 2 * _EXCERPT].decode("utf-8", errors="backslashreplace")
     elif not isinstance(raw, str):
-        raw = json.dumps(raw, ensure_ascii=False, default=str)
+        raw = json.dumps(raw, ensure_ascii=False, default=_beginning)
     text = raw.encode("utf-8", errors="backslashreplace").decode("utf-8")  # a lone surrogate cannot be written
     return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
+
+
+def _beginning(value: Any) -> str:
+    """What JSON does not know as text; of a picture's bytes no more than the excerpt shows."""
+    return str(value[:_EXCERPT] if isinstance(value, bytes) else value)

@@ -21,7 +21,9 @@ from raydr.data.problems import Problems
 from raydr.errors import DataError
 
 Record: TypeAlias = dict[str, Any]
-_PARQUET_ROWS = 2048
+ROWS, ROWS_WITH_IMAGES = 2048, 32
+"""So many rows of a table are in memory at once: fewer where they may hold pictures."""
+_BUFFER = 1 << 20
 
 
 @runtime_checkable
@@ -225,16 +227,20 @@ class ParquetRows(_InFile):
 
     columns: tuple[str, ...] | None = None
     """Only these columns are read where they exist; None reads all."""
+    has_images: bool = False
+    """Whether values may be pictures: then a row group is not read as a whole."""
 
     def read(self, problems: Problems, advance: Advance) -> Iterator[tuple[int, Record]]:
         try:
             with self.file.filesystem.open_input_file(self.file.path) as stream:
-                table = pq.ParquetFile(stream)
+                table = pq.ParquetFile(
+                    stream, buffer_size=_BUFFER if self.has_images else 0, pre_buffer=not self.has_images
+                )
                 columns = None
                 if self.columns is not None:
                     columns = [name for name in table.schema_arrow.names if name in self.columns]
-                number = 0
-                for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+                number, rows = 0, ROWS_WITH_IMAGES if self.has_images else ROWS
+                for batch in table.iter_batches(rows, columns=columns):
                     yield from batch_records(self.name, batch, number, problems)
                     number += batch.num_rows
                     advance(self.size * batch.num_rows // table.metadata.num_rows)

@@ -30,11 +30,13 @@ class Source:
     qrels_names: Names
     stamp: Sequence[Any]
     """Names, sizes and times of the files (or the version of what else the source is): part of the fingerprint."""
+    folder: Folder | None = None
+    """Where paths of pictures begin; None where the source is no folder."""
 
 
 def open_source(config: DataConfig) -> Source:
     """The source a config names. Raises `DataError` naming what is missing and what is there instead."""
-    format_ = config.format
+    format_, folder = config.format, None
     if format_ == "ir_datasets" or (format_ == "auto" and is_ir_dataset(config.path)):
         tables = ir_dataset_tables(config.path, config.split)
     else:
@@ -46,12 +48,14 @@ def open_source(config: DataConfig) -> Source:
             layout = Layout(folder, format_, config)
             tables = layout.passages(), layout.queries(), layout.qrels(), layout.stamp()
     passages, queries, qrels, stamp = tables
+    settings = {"beir": format_ == "beir", "images": config.images is not None}
     return Source(
         passages,
         queries,
         qrels,
-        passage_names(config.columns, beir=format_ == "beir"),
-        query_names(config.columns, beir=format_ == "beir"),
+        passage_names(config.columns, **settings),
+        query_names(config.columns, **settings),
         qrels_names(config.columns),
         stamp,
+        folder,
     )

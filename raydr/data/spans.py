@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from raydr.artifacts import fingerprint, is_finished, write_artifact
 from raydr.data.corpus import QRELS, QUERIES, QUERIES_KIND, Corpus, QuerySet
-from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter, passage_table
+from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter
+from raydr.data.passages import passage_table
 from raydr.errors import DataError
 from raydr.storage import named
 from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, RELEVANCE, TEXT, Passage, Query

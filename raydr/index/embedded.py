@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,8 @@ from raydr.storage import bucket_of, reach
 from raydr.types import EMBEDDING, PASSAGE_ID, POSITION
 
 _BATCH_ROWS = 16_384
+_ONE_AFTER_THE_OTHER = {"batch_readahead": 1, "fragment_readahead": 1}
+"""Of a scan of passages, which may have pictures: reading further ahead would take gigabytes."""
 
 
 class EmbeddedBy(Config):
@@ -110,7 +113,7 @@ class EmbeddedCorpus:
     def passages(self, first: int, last: int) -> Iterator[pa.Table]:
         """The passages of the positions `first` to `last` (exclusive), in order, without the position column."""
         next_position = first
-        for batch in _scan(self.passage_files, first, last, None):
+        for batch in _scan(self.passage_files, first, last, None, **_ONE_AFTER_THE_OTHER):
             positions = batch.column(POSITION).to_numpy()
             if not np.array_equal(positions, np.arange(next_position, next_position + len(positions))):
                 raise ArtifactError(f"{self.passage_files[0].parent}: positions are not in order; ingest it again")
@@ -128,11 +131,14 @@ class EmbeddedCorpus:
             yield batch.column(POSITION).to_numpy(), vectors, batch.column(PASSAGE_ID)
 
 
-def _scan(files: tuple[Path, ...], first: int, last: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+def _scan(
+    files: tuple[Path, ...], first: int, last: int, columns: list[str] | None, **settings: Any
+) -> Iterator[pa.RecordBatch]:
     """Batches of the rows with positions in the range; row groups outside of it are not read."""
     within = (ds.field(POSITION) >= first) & (ds.field(POSITION) < last)
     with readable(files[0].parent):
-        batches = _dataset(files).scanner(columns=columns, filter=within, batch_size=_BATCH_ROWS).to_batches()
+        scanner = _dataset(files).scanner(columns=columns, filter=within, batch_size=_BATCH_ROWS, **settings)
+        batches = scanner.to_batches()
     while True:
         with readable(files[0].parent):
             batch = next(batches, None)

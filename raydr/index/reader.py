@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float32, Int8, Int64
 from raydr.artifacts import Artifact, open_artifact
 from raydr.config import Component
 from raydr.data.arrow_rows import gather
+from raydr.data.passages import has_pictures
 from raydr.errors import ArtifactError
 from raydr.index.bm25 import BM25
 from raydr.index.config import Device, SearchParameters
@@ -31,7 +32,7 @@ from raydr.index.layout import KIND, IndexDetails, ShardRecord, read_deleted, re
 from raydr.index.shard import PASSAGES, PassageIds, Shard, dense
 from raydr.index.topk import TopK, merge
 from raydr.storage import bucket_of, reach
-from raydr.types import DOCUMENT_ID, IMAGE, MODALITIES, PASSAGE_ID, Embeddings, Modality
+from raydr.types import DOCUMENT_ID, MODALITIES, PASSAGE_ID, Embeddings, Modality
 
 
 class IndexReader:
@@ -98,7 +99,7 @@ class IndexReader:
             )
         return self._shards[number]
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """Columns of the passages, the same in every shard; of one in a bucket no more than the file's end is read."""
         if bucket_of(self.path) is None:
@@ -129,7 +130,7 @@ class IndexReader:
     @property
     def has_pictures(self) -> bool:
         """Whether passages may have pictures."""
-        return IMAGE in self.schema.names
+        return has_pictures(self.schema)
 
     @cached_property
     def modalities(self) -> Int8[np.ndarray, " row"]:

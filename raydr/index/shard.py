@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float32, Int8, Int64
 
 from raydr.artifacts import FileRecord, bring, checked
 from raydr.data.arrow_rows import ArrowRows
+from raydr.data.passages import has_pictures
 from raydr.errors import ArtifactError, ConfigError
 from raydr.index.config import Device, SearchParameters
 from raydr.index.filters import Filters, row_mask
@@ -146,7 +147,7 @@ class Shard:
     def modalities(self) -> Int8[np.ndarray, " row"]:
         """What every row is made of, as its place in `types.MODALITIES`; no picture is read."""
         text, image, both = map(MODALITIES.index, ("text", "image", "image,text"))
-        if IMAGE not in self.table.column_names:
+        if not has_pictures(self.table.schema):
             return np.full(self.num_rows, text, dtype=np.int8)
         parts = []
         for batch in self.table.select([TITLE, TEXT, IMAGE]).to_batches():

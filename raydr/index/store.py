@@ -50,6 +50,8 @@ GRACE_S = 3600.0
 """Files of an old state stay this long, for readers that opened it."""
 
 _SHOWN_IDS = 5
+_REWRITTEN_ROWS = 8192
+"""Passages copied at once: with pictures, a shard may be larger than the memory."""
 
 
 def add(
@@ -192,7 +194,10 @@ def _rewrite(root: Path, record: ShardRecord, name: str) -> ShardRecord:
     vectors.add(embeddings)
     vectors.write(folder / VECTORS)
     table = Shard(old, files=record.files).table
-    write_passages(folder / PASSAGES, [table.filter(pa.array(alive))])
+    rows = pa.chunked_array([pa.array(alive)])
+    starts = range(0, record.num_rows, _REWRITTEN_ROWS)
+    parts = (table.slice(at, _REWRITTEN_ROWS).filter(rows.slice(at, _REWRITTEN_ROWS)) for at in starts)
+    write_passages(folder / PASSAGES, parts)
     return write_record(folder, name, int(alive.sum()))
 
 

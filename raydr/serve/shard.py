@@ -23,6 +23,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 
 from raydr.data.images import ImageConfig
+from raydr.data.passages import has_pictures
 from raydr.index.filters import FilterError, check_filters, filterable_columns
 from raydr.index.reader import IndexReader, shift
 from raydr.index.topk import empty, merge
@@ -60,8 +61,7 @@ class IndexInfo:
 
     @cached_property
     def has_images(self) -> bool:
-        """Whether passages may have pictures; a corpus of texts may have metadata of the same name."""
-        return IMAGE in self.schema.names and pa.types.is_binary(self.schema.field(IMAGE).type)
+        return has_pictures(self.schema)
 
     @cached_property
     def inline_columns(self) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from raydr.data.passages import passages_of
 from raydr.encoders.factory import BuildEncoder
 from raydr.encoders.token_batches import EncoderStats
 from raydr.errors import ConfigError
 from raydr.stages.columns import require_columns
-from raydr.types import EMBEDDING, IMAGE, PASSAGE_ID, POSITION, TEXT, TITLE, Passage
+from raydr.types import EMBEDDING, PASSAGE_ID, POSITION, TEXT
 
 NEEDED = (PASSAGE_ID, POSITION, TEXT)
 
@@ -41,7 +42,7 @@ class Work:
 class Embedder:
     """Builds its encoder once, then embeds one table after another.
 
-    Needs passage_id, position and text (and title, where there is one); gives passage_id, position and embedding.
+    Needs passage_id, position and text (title and image where there are any); gives passage_id, position, embedding.
     """
 
     def __init__(self, build_encoder: BuildEncoder) -> None:
@@ -52,15 +53,10 @@ class Embedder:
     def __call__(self, table: pa.Table) -> pa.Table:
         require_columns(table.column_names, NEEDED, stage="embed")
         start = time.perf_counter()
-        texts = table[TEXT].to_pylist()
-        titles = table[TITLE].to_pylist() if TITLE in table.column_names else [""] * len(texts)
-        images = table[IMAGE].to_pylist() if IMAGE in table.column_names else [None] * len(texts)
-        rows = zip(table[PASSAGE_ID].to_pylist(), texts, titles, images, strict=True)
-        passages = [Passage(id_, text or "", title or "", image) for id_, text, title, image in rows]
-        embeddings = self._encoder.encode_passages(passages)
+        embeddings = self._encoder.encode_passages(passages_of(table))
         if not isinstance(embeddings, np.ndarray):
             raise ConfigError("embed stores dense embeddings; this method's encoder gives sparse ones")
-        self._count(len(texts), time.perf_counter() - start)
+        self._count(table.num_rows, time.perf_counter() - start)
         vectors = pa.FixedSizeListArray.from_arrays(
             pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).reshape(-1)), self._encoder.dim
         )

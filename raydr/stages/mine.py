@@ -18,8 +18,9 @@ import hashlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from raydr.data.config import DataConfig
 from raydr.data.corpus import QuerySet
 from raydr.data.example_files import examples_from_file
 from raydr.data.examples import KIND, Example, ExampleSet, ExampleWriter, QueryLabels
+from raydr.data.positives import relevant_ids
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.index.reader import IndexReader
@@ -45,6 +47,9 @@ from raydr.types import DOCUMENT_ID, IMAGE, PASSAGE_ID, TEXT, TITLE, Query
 
 _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
 """In the order of their turns, which is that of how hard their negatives are."""
+
+_PICTURES_AT_ONCE = 1024
+"""Passages with pictures that are in memory together."""
 
 _ELSEWHERE = {
     *("split", "dev_split", "queries", "qrels", "dev_qrels", "base_index"),
@@ -142,10 +147,8 @@ def mine_negatives(
         print(f"mine: {named(out)} has these examples already", file=sys.stderr)
         return open_artifact(out, kind=KIND)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer, ExitStack() as stack:
-        judged, num_without = _judged(queries, reader)
-        if config.max_queries is not None and config.max_queries < len(judged):
-            drawn = np.random.default_rng(config.seed).choice(len(judged), config.max_queries, replace=False)
-            judged = [judged[place] for place in np.sort(drawn)]
+        relevant, num_without = relevant_ids(queries, max_queries=config.max_queries, seed=config.seed)
+        judged = _judged(queries, relevant, reader)
         miner = Miner(reader, config, build_encoder, search, use_ray=use_ray, stack=stack)
         start = time.perf_counter()
         with (
@@ -155,10 +158,9 @@ def mine_negatives(
                 has_pictures=reader.has_pictures,
                 labels=QueryLabels.of(queries),
             ) as examples,
-            Progress("mine", total=len(judged), unit="query") as progress,
+            Progress("mine", total=len(relevant), unit="query") as progress,
         ):
-            for first in range(0, len(judged), search.query_batch):
-                block = judged[first : first + search.query_batch]
+            while block := list(islice(judged, search.query_batch)):
                 miner.write(block, examples)
                 progress.update(len(block))
         writer.counts.update(examples.counts, without_positives=num_without, **miner.counts)
@@ -346,8 +348,11 @@ class Miner:
             mined.append(Example(judged.query, own, others, negative_scores, sources, scores.tolist()))
             self.counts["negatives"] += len(others)
         columns = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if self._reader.details.is_split else [])]
-        columns += [IMAGE] if self._reader.has_pictures else []
         new = [row_of[passage_id] for passage_id in examples.new(row_of)]
+        while self._reader.has_pictures and len(new) > _PICTURES_AT_ONCE:
+            some, new = new[:_PICTURES_AT_ONCE], new[_PICTURES_AT_ONCE:]
+            examples.add_passages(self._reader.take(some, [*columns, IMAGE]))
+        columns += [IMAGE] if self._reader.has_pictures else []
         examples.add(mined, self._reader.take(new, columns))
 
 
@@ -358,12 +363,8 @@ def _negatives(
     return Negatives(candidates.rows[line, columns], scores, list(sources))
 
 
-def _judged(queries: QuerySet, reader: IndexReader) -> tuple[list[Judged], int]:
-    """The queries that have something relevant, and how many have not."""
-    relevant = {
-        query_id: [passage_id for passage_id, relevance in grades.items() if relevance >= 1]
-        for query_id, grades in queries.qrels().items()
-    }
+def _judged(queries: QuerySet, relevant: Mapping[str, Sequence[str]], reader: IndexReader) -> Iterator[Judged]:
+    """The queries that have something relevant, one after the other: their pictures may be many."""
     rows = reader.rows_of({passage_id for ids in relevant.values() for passage_id in ids})
     for query_id, ids in relevant.items():
         if missing := [passage_id for passage_id in ids if passage_id not in rows]:
@@ -371,12 +372,8 @@ def _judged(queries: QuerySet, reader: IndexReader) -> tuple[list[Judged], int]:
                 f"{reader.path}: lacks {missing[0]!r}, which is relevant to query {query_id!r}; it was deleted from "
                 "the index since: build the index again, or leave the judgement out"
             )
-    judged = [Judged(q, [rows[id_] for id_ in relevant[q.query_id]]) for q in queries.queries() if relevant[q.query_id]]
-    if not judged:
-        raise DataError(
-            f"{queries.path}: no query has a passage of relevance 1 or more, so there is nothing to train on"
-        )
-    return judged, len(relevant) - len(judged)
+    asked = (query for query in queries.stream() if query.query_id in relevant)
+    return (Judged(query, [rows[id_] for id_ in relevant[query.query_id]]) for query in asked)
 
 
 def _summarise(out: Path, counts: dict[str, int]) -> None:

@@ -27,6 +27,7 @@ import pyarrow as pa
 from raydr import series
 from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
+from raydr.data.passages import PICTURES, passage_columns, passages_of
 from raydr.encoders.factory import build_reranker
 from raydr.errors import ConfigError, DataError
 from raydr.index.reader import IndexReader
@@ -43,7 +44,7 @@ _LISTS = pa.schema(
     {
         QUERY_ID: pa.string(),
         TEXT: pa.string(),
-        IMAGE: pa.binary(),
+        IMAGE: PICTURES,
         _INSTRUCTION: pa.string(),
         "passage_ids": pa.list_(pa.string()),
         "scores": pa.list_(pa.float64()),
@@ -151,12 +152,8 @@ class _Reranker:
 
     def _passages(self, ids: set[str]) -> dict[str, Passage]:
         rows = self._reader.passage_ids.where(ids)
-        found = {
-            record[PASSAGE_ID]: Passage(
-                record[PASSAGE_ID], record[TEXT] or "", record["title"] or "", record.get(IMAGE)
-            )
-            for record in self._reader.passages(rows)
-        }
+        taken = passages_of(self._reader.take(rows, passage_columns(self._reader.schema)))
+        found = {passage.passage_id: passage for passage in taken}
         if missing := ids - set(found):
             raise DataError(f"the run names passage {min(missing)!r}, which is not in {self._reader.path}")
         return found

@@ -29,6 +29,7 @@ from raydr import series
 from raydr.artifacts import Artifact, artifacts_named_in, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.config import Component
 from raydr.data.corpus import Corpus
+from raydr.data.passages import passage_columns, passages_of
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.evaluation.trec import write_run
@@ -43,7 +44,7 @@ from raydr.stages.config import SearchConfig
 from raydr.stages.feedback import Teachers, rerank_lists
 from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
 from raydr.storage import named
-from raydr.types import DOCUMENT_ID, IMAGE, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
 
 KIND = "run"
 RUN = "run.trec"
@@ -213,10 +214,7 @@ class Searcher:
         return feedback
 
     def _passages(self, rows: np.ndarray) -> list[Passage]:
-        return [
-            Passage(p["passage_id"], p["text"] or "", p["title"] or "", p.get(IMAGE))
-            for p in self._reader.passages(rows)
-        ]
+        return passages_of(self._reader.take(rows, passage_columns(self._reader.schema)))
 
     def _table(self, queries: Sequence[Query], top: TopK, reranker: Reranker | None) -> tuple[pa.Table, int]:
         """Hits as columns, and the smallest number of hits of any query."""

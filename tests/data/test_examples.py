@@ -11,9 +11,11 @@ import pytest
 
 from raydr.artifacts import write_artifact
 from raydr.data.arrow_rows import ArrowRows
-from raydr.data.examples import Example, ExampleSet, ExampleWriter, passage_table, write_examples
+from raydr.data.examples import Example, ExampleSet, ExampleWriter, QueryLabels, write_examples
+from raydr.data.passages import passage_table
 from raydr.errors import ArtifactError, DataError
 from raydr.types import Passage, Query
+from tests import pictures
 
 PASSAGES = {f"p{n}": Passage(f"p{n}", f"text {n} “ü”", title=f"title {n}" if n % 2 else "") for n in range(9)}
 EXAMPLES = [
@@ -123,3 +125,61 @@ def test_rows_are_taken_from_any_batch_in_any_order(tmp_path, batch):
     assert rows.take(wanted)["number"].to_pylist() == wanted.tolist()
     assert rows.take([49, 0], ["id"]).to_pylist() == [{"id": "r49"}, {"id": "r0"}]
     assert rows.take([], ["id"]).column_names == ["id"]
+
+
+PICTURES = {p.passage_id: p for p in pictures.PASSAGES}
+LABELS = QueryLabels(
+    has_pictures=True,
+    instructions={"q1": ["Find a picture.", "Which picture is it?"]},
+    tasks={"q1": "text to image", "q2": "image to text"},
+    copies={"q2": 3},
+)
+
+
+def with_pictures(folder: Path) -> ExampleSet:
+    examples = [
+        Example(Query("q1", "rose", None, "Find a picture."), ["p-red"], ["p-blue", "rose", "p-red-again"]),
+        Example(Query("q2", "", pictures.picture("blue")), ["sea"], ["p-green"]),
+    ]
+    with write_artifact(folder, kind="examples", config={}) as writer:
+        writer.counts.update(write_examples(folder, examples, PICTURES, labels=LABELS))
+    return ExampleSet.open(folder)
+
+
+def test_pictures_and_labels_are_read_as_they_were_written(tmp_path):
+    examples = with_pictures(tmp_path / "out")
+    assert examples.query(0) == Query("q1", "rose", None, "Find a picture.")
+    assert examples.query(1) == Query("q2", "", pictures.picture("blue"), "")
+    assert examples.has_instructions
+    assert [examples.instructions(row) for row in (0, 1)] == [["Find a picture.", "Which picture is it?"], []]
+    assert [examples.task(row) for row in (0, 1)] == ["text to image", "image to text"]
+    assert [examples.copies(row) for row in (0, 1)] == [1, 3]
+    assert examples.passages(range(examples.num_passages)) == [PICTURES[id_] for id_ in examples.passage_ids]
+    check_is_plain(written(tmp_path / "texts"))
+
+
+def check_is_plain(examples: ExampleSet) -> None:
+    """A set of texts has the columns that it had before there were pictures."""
+    lists = ["positives", "negatives", "positive_scores", "negative_scores", "negative_sources"]
+    assert examples._queries.column_names == ["query_id", "text", *lists]
+    assert examples._passages.table.column_names == ["passage_id", "title", "text"]
+    assert not examples.has_instructions
+    assert (examples.instructions(0), examples.task(0), examples.copies(0)) == ([], None, 1)
+
+
+def test_only_equal_pictures_are_copies(tmp_path, monkeypatch):
+    """All pictures have the same empty text; and no picture has to be read to find out."""
+    examples = with_pictures(tmp_path / "out")
+    monkeypatch.setattr(ArrowRows, "take", None)
+    assert sorted(ids(examples, examples.relevant(0))) == ["p-red", "p-red-again"]
+    assert ids(examples, examples.relevant(1)) == ["sea"]
+
+
+def test_blocks_may_have_no_picture(tmp_path):
+    folder = tmp_path / "out"
+    with write_artifact(folder, kind="examples", config={}), ExampleWriter(folder, has_pictures=True) as writer:
+        for id_ in ("rose", "p-red", "meadow"):
+            writer.add([Example(Query(f"to {id_}", "x"), [id_])], passage_table([PICTURES[id_]]))
+    examples = ExampleSet.open(folder)
+    assert examples.passages([0, 1, 2]) == [PICTURES[id_] for id_ in ("rose", "p-red", "meadow")]
+    assert examples.query(0).image is None

@@ -6,9 +6,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from raydr.data.examples import Example, write_examples
+from raydr.artifacts import write_artifact
+from raydr.data.examples import Example, ExampleSet, QueryLabels, write_examples
 from raydr.errors import ConfigError
-from raydr.train.sampling import BatchSampler, RandomBatches, draw, share
+from raydr.train.sampling import BatchSampler, Group, RandomBatches, draw, share
+from raydr.types import Passage, Query
 from tests.train.tiny import write_topic_examples
 
 
@@ -79,3 +81,42 @@ def test_queries_without_negatives_are_left_out(tmp_path):
     assert {group.query for batch in batches for group in batch} == {1}
     batches = islice(RandomBatches(bare, batch_size=1, num_negatives=0, seed=0), 6)
     assert {group.query for batch in batches for group in batch} == {0, 1}
+
+
+def labelled(folder, *, copies=None, instructions=None):
+    """Six queries with two positives and three negatives each."""
+    passages = {f"p{n}": Passage(f"p{n}", f"text {n}") for n in range(30)}
+    rows = [[f"p{5 * n + i}" for i in range(5)] for n in range(6)]
+    examples = [Example(Query(f"q{n}", f"query {n}"), own[:2], own[2:]) for n, own in enumerate(rows)]
+    labels = QueryLabels(copies=copies or {}, instructions=instructions or {})
+    with write_artifact(folder, kind="examples", config={}):
+        write_examples(folder, examples, passages, labels=labels)
+    return ExampleSet.open(folder)
+
+
+def sequence(examples, num, **settings):
+    sampler = RandomBatches(examples, **{"batch_size": 3, "num_negatives": 1, "seed": 5, **settings})
+    return [group for batch in islice(sampler, num) for group in batch]
+
+
+def test_copies_say_how_often_an_epoch_shows_a_query(tmp_path):
+    examples = labelled(tmp_path / "examples", copies={"q1": 4, "q3": 3, "q5": 1})
+    groups = sequence(examples, 8)
+    for epoch in (groups[:11], groups[11:22]):
+        assert Counter(group.query for group in epoch) == {0: 1, 1: 4, 2: 1, 3: 3, 4: 1, 5: 1}
+    assert len({group.passages for group in groups if group.query == 1}) > 1, "each visit draws again"
+
+
+def test_wordings_are_drawn_only_where_there_are_instructions(tmp_path):
+    """Sequences of sets without stay what they were."""
+    plain, worded = labelled(tmp_path / "plain"), labelled(tmp_path / "worded", instructions={"q1": ["a", "b", "c"]})
+    groups = sequence(worded, 60)
+    assert {group.wording % 3 for group in groups if group.query == 1} == {0, 1, 2}
+    assert {group.wording for group in sequence(plain, 60)} == {0}
+    rng = np.random.default_rng(5)
+    order = [int(place) for place in rng.permutation(6)]
+    expected = []
+    for row in order[:3]:
+        positive = int(rng.choice(plain.positives(row)))
+        expected.append(Group(row, (positive, *draw(plain.negatives(row), 1, rng))))
+    assert sequence(plain, 1) == expected
