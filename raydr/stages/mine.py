@@ -297,7 +297,7 @@ class Miner:
         rows = rows[~np.isin(rows, relevant)][:num]
         return np.pad(rows.astype(np.int64), (0, num - len(rows)), constant_values=-1)
 
-    def _alive_of_right_modality(self, relevant: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+    def _alive_of_right_modality(self, relevant: Int64[np.ndarray, " relevant"]) -> Int64[np.ndarray, " row"]:
         """Rows that can be found and are of a modality that one of the `relevant` rows has."""
         (right,) = right_modalities([relevant], self._reader.modalities)
         if (key := right.tobytes()) not in self._rows_of_modalities:

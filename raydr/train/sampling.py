@@ -184,7 +184,7 @@ def draw(pool: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
     if not count:
         return []
     rounds, rest = divmod(count, len(pool))
-    return [*(int(row) for row in np.tile(pool, rounds)), *(int(row) for row in rng.choice(pool, rest, replace=False))]
+    return [*pool.tolist() * rounds, *rng.choice(pool, rest, replace=False).tolist()]
 
 
 def _of_tasks(examples: ExampleSet, only: Collection[str] | None, without: Collection[str]) -> list[int]:

@@ -5,29 +5,22 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from raydr.artifacts import write_artifact
-from raydr.data.examples import QUERIES, Example, ExampleSet, write_examples
+from raydr.data.examples import Example, ExampleSet, ExampleWriter, QueryLabels, passage_table
 from raydr.errors import ConfigError
 from raydr.train.sampling import BatchSampler, HomogeneousBatches, ModalityBatches, RandomBatches
-from raydr.types import TASK, Passage, Query
+from raydr.types import Passage, Query
 
 WRONG, LOW = "wrong_modality", "low_rank"
 PASSAGES = {f"p{n}": Passage(f"p{n}", f"text {n}") for n in range(12)}
 TASKS = {"cirr": 20, "webqa": 60, "nights": 15, None: 5}
 
 
-def written(folder: Path, examples: list[Example], tasks: list[str | None] | None = None) -> ExampleSet:
-    with write_artifact(folder, kind="examples", config={}) as writer:
-        writer.counts.update(write_examples(writer.path, examples, PASSAGES))
-        if tasks is not None:
-            file = writer.path / QUERIES
-            table = pa.ipc.open_file(pa.py_buffer(file.read_bytes())).read_all()
-            table = table.append_column(TASK, pa.array(tasks, pa.string()))
-            with pa.ipc.new_file(str(file), table.schema) as stream:
-                stream.write_table(table)
+def written(folder: Path, examples: list[Example], labels: QueryLabels | None = None) -> ExampleSet:
+    with write_artifact(folder, kind="examples", config={}), ExampleWriter(folder, labels=labels) as writer:
+        writer.add(examples, passage_table(list(PASSAGES.values())))
     return ExampleSet.open(folder)
 
 
@@ -45,44 +38,43 @@ def of_two_kinds(tmp_path_factory):
     return written(folder, [example(number, own) for number, own in enumerate(sources)])
 
 
-def drawn(examples, sampler, num_groups):
-    """Of each query, how often a negative of each source was drawn."""
-    batches = islice(sampler, num_groups // len(next(iter(sampler))))
-    counts: dict[int, Counter[str]] = {}
-    for group in (group for batch in batches for group in batch):
-        source = dict(
-            zip(examples.negatives(group.query).tolist(), examples.negative_sources(group.query), strict=True)
-        )
-        assert group.passages[0] in examples.positives(group.query)
-        counts.setdefault(group.query, Counter()).update(source[row] for row in group.passages[1:])
-    return counts
+def drawn(examples, sampler, query, num):
+    """How often each of the query's negatives is drawn in so many visits, by its source and its row."""
+    sources = dict(zip(examples.negatives(query).tolist(), examples.negative_sources(query), strict=True))
+    rng = np.random.default_rng(7)
+    rows = Counter(sampler.group(query, rng).passages[1] for _ in range(num))
+    kinds = Counter()
+    for row, count in rows.items():
+        kinds[sources[row]] += count
+    return kinds, rows
 
 
-@pytest.mark.parametrize("share", [0.5, 0.2])
-def test_both_kinds_in_their_shares_whatever_their_numbers(of_two_kinds, share):
+def test_both_kinds_as_often_whatever_their_numbers(of_two_kinds):
+    """The paper's rule: 1:1 within three sigma over ten thousand draws, though there are three of the one kind."""
+    kinds, rows = drawn(of_two_kinds, ModalityBatches(of_two_kinds, batch_size=6, seed=1), 0, 10_000)
+    assert set(kinds) == {WRONG, LOW}
+    assert abs(kinds[WRONG] - 5000) < 3 * 2500**0.5
+    for row in of_two_kinds.negatives_from(0, WRONG).tolist():
+        assert abs(rows[row] - kinds[WRONG] / 3) < 4 * (kinds[WRONG] * 2 / 9) ** 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_the_share_is_a_setting(of_two_kinds, share):
     sampler = ModalityBatches(of_two_kinds, batch_size=6, seed=1, wrong_modality_share=share)
-    counts = drawn(of_two_kinds, sampler, 60_000)
-    for query in (0, 1):
-        num = counts[query].total()
-        assert num == 10_000
-        assert abs(counts[query][WRONG] - share * num) < 3 * (num * share * (1 - share)) ** 0.5
-    assert counts[2] == {WRONG: 10_000}, "the other kind where one is empty"
-    assert counts[3] == {LOW: 10_000}
-    assert counts[4] == {"random": 10_000}, "and what there is where both are"
-    assert counts[5] == {"model": 10_000}
+    kinds, _ = drawn(of_two_kinds, sampler, 1, 2000)
+    assert abs(kinds[WRONG] - 2000 * share) <= 3 * (2000 * share * (1 - share)) ** 0.5
 
 
-def test_each_negative_of_a_kind_as_often(of_two_kinds):
-    sampler = ModalityBatches(of_two_kinds, batch_size=6, seed=2)
-    rows = Counter(g.passages[1] for batch in islice(sampler, 6000) for g in batch if g.query == 0)
-    wrong = of_two_kinds.negatives_from(0, WRONG).tolist()
-    num = sum(rows[row] for row in wrong)
-    assert all(abs(rows[row] - num / 3) < 4 * (num * 2 / 9) ** 0.5 for row in wrong)
+@pytest.mark.parametrize(("query", "source"), [(2, WRONG), (3, LOW), (4, "random"), (5, "model")])
+def test_the_other_kind_where_one_is_empty_and_what_there_is_where_both_are(of_two_kinds, query, source):
+    kinds, rows = drawn(of_two_kinds, ModalityBatches(of_two_kinds, batch_size=6, seed=1), query, 60)
+    assert kinds == {source: 60}
+    assert set(rows) == set(of_two_kinds.negatives(query).tolist())
 
 
 def test_several_negatives_of_a_query(of_two_kinds):
     sampler = ModalityBatches(of_two_kinds, batch_size=2, seed=0, num_negatives=4)
-    groups = [group for batch in islice(sampler, 300) for group in batch]
+    groups = [group for batch in islice(sampler, 200) for group in batch]
     assert {len(group.passages) for group in groups} == {5}
     kinds = Counter(
         row in of_two_kinds.negatives_from(0, WRONG)
@@ -108,17 +100,18 @@ def test_negatives_of_nobody_knows_where_are_drawn_as_they_are(tmp_path):
 
 @pytest.fixture(scope="module")
 def of_tasks(tmp_path_factory):
-    tasks = [task for task, number in TASKS.items() for _ in range(number)]
+    names = [task for task, number in TASKS.items() for _ in range(number)]
+    order = np.random.default_rng(0).permutation(len(names))
+    tasks = {f"q{n}": names[place] for n, place in enumerate(order) if names[place] is not None}
     folder = tmp_path_factory.mktemp("tasks") / "examples"
-    order = np.random.default_rng(0).permutation(len(tasks))
-    return written(folder, [example(n, [WRONG, LOW]) for n in range(len(tasks))], [tasks[place] for place in order])
+    return written(folder, [example(n, [WRONG, LOW]) for n in range(len(names))], QueryLabels(tasks=tasks))
 
 
 def test_a_batch_is_of_one_task_and_tasks_come_as_often_as_they_have_queries(of_tasks):
-    sampler = HomogeneousBatches(of_tasks, batch_size=4, seed=3)
+    sampler = HomogeneousBatches(of_tasks, batch_size=2, seed=3)
     assert isinstance(sampler, BatchSampler)
-    batches = list(islice(sampler, 5000))
-    assert {len(batch) for batch in batches} == {4}
+    batches = list(islice(sampler, 2000))
+    assert {len(batch) for batch in batches} == {2}
     of_batch = Counter()
     for batch in batches:
         (task,) = {of_tasks.task(group.query) for group in batch}
@@ -127,7 +120,7 @@ def test_a_batch_is_of_one_task_and_tasks_come_as_often_as_they_have_queries(of_
         of_batch[task] += 1
     for task, number in TASKS.items():
         share = number / 100
-        assert abs(of_batch[task] - 5000 * share) < 4 * (5000 * share * (1 - share)) ** 0.5
+        assert abs(of_batch[task] - 2000 * share) < 4 * (2000 * share * (1 - share)) ** 0.5
     visits = Counter(group.query for batch in batches for group in batch)
     for task, number in TASKS.items():
         own = [visits[row] for row in range(len(of_tasks)) if of_tasks.task(row) == task]
@@ -135,9 +128,22 @@ def test_a_batch_is_of_one_task_and_tasks_come_as_often_as_they_have_queries(of_
         assert max(own) - min(own) <= 1, "every query once in a round of its task"
 
 
+def test_copies_count_as_rows_and_wordings_are_drawn(tmp_path):
+    """A task is drawn as often as an epoch shows its queries; each visit is given with a wording of its own."""
+    labels = QueryLabels(
+        tasks={"q0": "few", "q1": "many"}, copies={"q0": 3}, instructions={"q0": ["a", "b"], "q1": ["c", "d"]}
+    )
+    examples = written(tmp_path / "out", [example(0, [WRONG]), example(1, [LOW])], labels)
+    groups = [batch[0] for batch in islice(HomogeneousBatches(examples, batch_size=1, seed=0), 800)]
+    visits = Counter(group.query for group in groups)
+    assert abs(visits[0] - 600) < 4 * (800 * 3 / 16) ** 0.5
+    wordings = Counter(group.wording % 2 for group in groups)
+    assert abs(wordings[0] - 400) < 4 * 200**0.5
+
+
 def test_joined_tasks_share_batches(of_tasks):
     sampler = HomogeneousBatches(of_tasks, batch_size=8, seed=0, joined_tasks=[["cirr", "nights"]])
-    seen = {frozenset(of_tasks.task(group.query) for group in batch) for batch in islice(sampler, 300)}
+    seen = {frozenset(of_tasks.task(group.query) for group in batch) for batch in islice(sampler, 80)}
     assert frozenset({"cirr", "nights"}) in seen
     assert seen <= {frozenset(own) for own in ({"cirr", "nights"}, {"cirr"}, {"nights"}, {"webqa"}, {None})}
 
@@ -154,7 +160,7 @@ def test_the_seed_decides_and_a_resumed_run_goes_on(of_tasks):
 def test_some_tasks_only(of_tasks, kind):
     def tasks(**settings):
         sampler = kind(of_tasks, batch_size=5, seed=0, num_negatives=1, **settings)
-        return {of_tasks.task(group.query) for batch in islice(sampler, 60) for group in batch}
+        return {of_tasks.task(group.query) for batch in islice(sampler, 40) for group in batch}
 
     assert tasks() == {"cirr", "webqa", "nights", None}
     assert tasks(only_tasks=["cirr", "nights"]) == {"cirr", "nights"}
