@@ -65,16 +65,21 @@ def pictured(
             TASK: pa.array([(tasks or {}).get(query_id) for query_id in queries], pa.string()),
         }
     )
+    grades = pa.table(dict(zip((QUERY_ID, PASSAGE_ID, RELEVANCE), zip(*judged, strict=True), strict=True)))
+
+    def write_queries(to: Path) -> None:
+        pq.write_table(asked, to / QUERIES)
+        pq.write_table(grades, to / QRELS)
+
     with write_artifact(folder / "corpus", kind="corpus", config={}) as writer:
+        write_queries(writer.path)
         (writer.path / PASSAGES).mkdir()
         pq.write_table(pa.table(columns), writer.path / PASSAGES / "part-00000.parquet")
         writer.counts["passages"] = len(passages)
         writer.details.update(is_split=False, metadata=[*(metadata or {})])
     corpus = Corpus.open(folder / "corpus")
     with write_artifact(folder / "queries", kind="queries", config={}, inputs={"corpus": corpus.artifact}) as writer:
-        pq.write_table(asked, writer.path / QUERIES)
-        names = (QUERY_ID, PASSAGE_ID, RELEVANCE)
-        pq.write_table(pa.table(dict(zip(names, zip(*judged, strict=True), strict=True))), writer.path / QRELS)
+        write_queries(writer.path)
     with write_artifact(folder / "embed", kind="embeddings", config={}, inputs={"corpus": corpus.artifact}) as writer:
         flat = pa.array(embeddings.astype(np.float32).ravel())
         column = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
