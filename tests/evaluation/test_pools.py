@@ -14,7 +14,7 @@ from raydr.types import Passage
 from raydr.verbs.config import RunConfig
 from raydr.verbs.evaluate import evaluate
 from tests.corpora import METHOD
-from tests.pictured import picture, pictured
+from tests.embedded_pictures import picture, pictured
 
 # Embeddings count words (alpha, beta, ...): texts of news score twice what pictures do.
 PASSAGES = {

@@ -16,7 +16,7 @@ from raydr.stages.config import MineConfig, ModalityConfig, SearchConfig
 from raydr.stages.mine import mine_negatives
 from raydr.types import MODALITIES, Passage
 from tests.corpora import METHOD, WordCounts
-from tests.pictured import picture, pictured
+from tests.embedded_pictures import picture, pictured
 
 RNG = np.random.default_rng(11)
 ENCODER = EncoderFactory(Component.model_validate(METHOD))
