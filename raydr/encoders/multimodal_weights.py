@@ -45,6 +45,7 @@ def assemble(model: Any, checkpoint: MultimodalCheckpoint) -> MultimodalEmbedder
     """Raydr's network of the parts of a transformers model."""
     if checkpoint.is_dual:
         pooling = "mean" if checkpoint.pooling == "mean" else "own"
+        _reshape_temperature(model, (1,))  # DeepSpeed sends no weight without dimensions in bfloat16
         return ScoreFusion(model, checkpoint.preprocessing, pooling=pooling)
     if checkpoint.image_token_id is None or checkpoint.pooling == "own":
         raise ConfigError(f"{checkpoint.path}/config.json: names no image_token_id, the placeholder of pictures")
@@ -76,6 +77,7 @@ def save(network: nn.Module, checkpoint: MultimodalCheckpoint, folder: Path) -> 
     """Weights, tokenizer and what is said of pictures; `folder` exists and is empty."""
     if isinstance(network, ScoreFusion):
         model = network.transformer
+        _reshape_temperature(model, ())
     elif isinstance(network, MultimodalEmbedder):
         model = _shell(network, checkpoint)
         if network.latent is not None:
@@ -87,6 +89,13 @@ def save(network: nn.Module, checkpoint: MultimodalCheckpoint, folder: Path) -> 
         for file in checkpoint.path.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     (folder / SETTINGS).write_text(json.dumps(checkpoint.described(), indent=2), encoding="utf-8")
+
+
+def _reshape_temperature(model: Any, shape: tuple[int, ...]) -> None:
+    """CLIP's learned temperature, which is not used here and kept to be saved again; SigLIP's has a dimension."""
+    scale = getattr(model, "logit_scale", None)
+    if scale is not None and not hasattr(model, "logit_bias"):
+        model.logit_scale = nn.Parameter(scale.detach().reshape(shape), requires_grad=False)
 
 
 def _shell(network: MultimodalEmbedder, checkpoint: MultimodalCheckpoint) -> Any:
