@@ -263,7 +263,9 @@ class TokenTeacher:
     @torch.no_grad()
     def __call__(self, queries: Tokens, passages: Tokens) -> Float[Tensor, "query passage"]:
         network = self._network.to(queries.ids.device)
-        return late_interaction(network(*queries), network(*passages), queries.full_mask, passages.full_mask)
+        return late_interaction(
+            network(*queries.inputs), network(*passages.inputs), queries.full_mask, passages.full_mask
+        )
 
 
 class DualTeacher(EmbeddingObjective):

@@ -21,7 +21,7 @@ def test_the_loss_is_that_of_the_own_groups_margins():
     network = tiny_colbert().eval()
     batch = with_scores(random_batch(4, 2, seed=1), torch.randn(4, 2))
     output = LateInteraction()(network, batch)
-    (queries, query_mask), (passages, passage_mask) = batch.sides
+    (queries, query_mask), (passages, passage_mask) = (side.inputs for side in batch.sides)
     matrix = late_interaction(network(queries, query_mask), network(passages, passage_mask), query_mask, passage_mask)
     own = torch.stack([matrix[row, 2 * row : 2 * row + 2] for row in range(4)])
     torch.testing.assert_close(output.loss, margin_mse(own, batch.labels.teacher_scores))
@@ -68,7 +68,7 @@ def test_without_training_its_tokens_are_those_of_the_encoder(tmp_path):
 
 def test_listwise_is_softmax_over_the_own_group():
     network, batch = tiny_colbert().eval(), random_batch(3, 4, seed=2)
-    (queries, query_mask), (passages, passage_mask) = batch.sides
+    (queries, query_mask), (passages, passage_mask) = (side.inputs for side in batch.sides)
     scores = group_interaction(network(queries, query_mask), network(passages, passage_mask), query_mask, passage_mask)
     expected = torch.nn.functional.cross_entropy(scores, torch.zeros(3, dtype=torch.long))
     torch.testing.assert_close(LateInteraction("listwise")(network, batch).loss, expected)

@@ -95,8 +95,8 @@ def test_learns_a_small_set_and_hands_on_what_it_learned(tmp_path, one_thread, l
     whole = to_batch(tokenized(groups, tokenizer, examples.artifact.path), tokenizer.pad_id)
     torch.manual_seed(0)
     network = method.build_model().eval()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for _ in range(200):
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)  # with three times that it depends on the processor
+    for _ in range(400):
         optimizer.zero_grad()
         output = objective(Plain(network), whole)
         output.loss.backward()

@@ -167,7 +167,7 @@ class TestMethod:
             for batch in islice(sampler, 10):
                 assert {group.query for group in batch} == {0, 2}
                 assert {group.cluster for group in batch} == {label}
-                for query, (positive, negative), scores, _ in batch:
+                for query, (positive, negative), scores, *_ in batch:
                     ids = (examples.query_ids[query], examples.passage_ids[positive], examples.passage_ids[negative])
                     columns = pair_columns()
                     row = [

@@ -28,7 +28,7 @@ def batches(examples, *, first=0, last=6, rank=0, workers=1, **options):
 
 
 def same(left, right) -> bool:
-    tensors = lambda batch: [*batch.queries, *batch.passages, *vars(batch.labels).values()]  # noqa: E731
+    tensors = lambda batch: [*batch.queries.inputs, *batch.passages.inputs, *vars(batch.labels).values()]  # noqa: E731
     pairs = zip(tensors(left), tensors(right), strict=True)
     return left.names == right.names and all(
         (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs
