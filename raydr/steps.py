@@ -24,6 +24,7 @@ from raydr.config import Component
 from raydr.data.corpus import Corpus, QuerySet
 from raydr.data.examples import ExampleSet
 from raydr.data.ingest import ingest, ingest_queries
+from raydr.data.pictures import prepare_here
 from raydr.data.positives import positive_examples
 from raydr.encoders.factory import EncoderFactory
 from raydr.errors import ConfigError
@@ -35,6 +36,7 @@ from raydr.index.reader import IndexReader
 from raydr.stages.config import MineConfig
 from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import examples_of_file, mine_negatives, training_data
+from raydr.stages.pictures_on_ray import preparation, prepare_on_ray
 from raydr.stages.query_encoder import QueryEncoder
 from raydr.stages.score import score_examples
 from raydr.stages.search import RUN, search_corpus
@@ -57,7 +59,7 @@ class Steps:
     @classmethod
     def of(cls, config: RunConfig) -> Steps:
         """Ingests the corpus, and connects to Ray, which training always runs on."""
-        corpus = ingest(config.data, config.out / "corpus")
+        corpus = ingest(config.data, config.out / "corpus", prepare=preparation(config.runtime))
         use_ray = runtime.uses_ray(config.runtime, num_passages=corpus.num_passages)
         runtime.connect(dashboard=False)
         return cls(config, corpus, use_ray)
@@ -236,4 +238,5 @@ class Steps:
 
     def _queries(self, config: MineConfig) -> QuerySet:
         data = training_data(self.config.data, config)
-        return ingest_queries(data, self.corpus, self.config.out / f"queries_{config.split}")
+        prepare = prepare_on_ray if self.use_ray else prepare_here
+        return ingest_queries(data, self.corpus, self.config.out / f"queries_{config.split}", prepare=prepare)

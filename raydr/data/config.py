@@ -15,14 +15,14 @@ from raydr.config import Config
 from raydr.data.images import ImageConfig
 from raydr.types import IMAGE, RESERVED_COLUMNS
 
-DataFormat: TypeAlias = Literal["auto", "beir", "msmarco", "jsonl", "csv", "parquet", "hf_disk", "ir_datasets"]
+DataFormat: TypeAlias = Literal["auto", "beir", "mbeir", "msmarco", "jsonl", "csv", "parquet", "hf_disk", "ir_datasets"]
 MetadataType: TypeAlias = Literal["string", "int64", "float64", "bool", "list<string>", "json"]
 
 
 class Columns(Config):
     """What the columns (or JSON fields) are called in a source; null tries the usual names, in their documented order.
 
-    Used for JSONL, CSV, Parquet and Hugging Face datasets; the names of BEIR and MS MARCO are fixed.
+    Used for JSONL, CSV, Parquet and Hugging Face datasets; the names of BEIR, M-BEIR and MS MARCO are fixed.
     """
 
     passage_id: str | None = None

@@ -151,6 +151,7 @@ class _Ingestion:
         self.artifact.counts |= {"queries": writer.num_queries, "rejected": self.problems.counts.total()}
         if self.images is not None:
             self.artifact.counts["query_images"] = writer.num_images
+        self.artifact.counts |= self.source.counts()
         self.artifact.details["rejected"] = dict(self.problems.counts)
 
     def _write_with_images(self, writer: QueryWriter, queries: dict[str, QueryRow], qrels: Qrels | None) -> None:

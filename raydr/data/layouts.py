@@ -12,6 +12,7 @@ from typing import Any
 from raydr.data.config import DataConfig, DataFormat
 from raydr.data.fields import passage_names
 from raydr.data.files import Folder, SourceFile, read_lines
+from raydr.data.mbeir import is_mbeir
 from raydr.data.records import BeirQrels, CsvRows, JsonLines, ParquetRows, Records, TrecQrels, TsvRows
 from raydr.errors import DataError
 
@@ -28,6 +29,8 @@ def detect_format(folder: Folder) -> DataFormat:
     """The format of what lies in a folder, or of a file. Raises `DataError` when nothing is recognised."""
     if folder.find("corpus.jsonl"):
         return "beir"
+    if is_mbeir(folder):
+        return "mbeir"
     files = _passage_files(folder)
     if folder.find("collection.tsv") or (folder.is_file and files[0].suffix == ".tsv"):
         return "msmarco"
@@ -37,7 +40,8 @@ def detect_format(folder: Folder) -> DataFormat:
     listed = ", ".join(file.name for file in files[:10]) or "nothing"
     raise DataError(
         f"{folder.uri}: cannot tell the format (found: {listed}); expected a BEIR folder with corpus.jsonl, an MS "
-        "MARCO folder with collection.tsv, JSONL, CSV or Parquet files, or a saved Hugging Face dataset. "
+        "MARCO folder with collection.tsv, M-BEIR's with cand_pool and query, JSONL, CSV or Parquet files, or a saved "
+        "Hugging Face dataset. "
         "Set data.format and, for unusual file names, data.passages, data.queries, data.qrels"
     )
 

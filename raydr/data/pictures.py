@@ -84,6 +84,10 @@ class ImageReader:
         root = PurePosixPath(folder.path).parent.as_posix() if folder.is_file else folder.path
         return cls(config, folder.filesystem, os.path.realpath(root) if _is_local(folder.filesystem) else root)
 
+    def can_read(self) -> bool:
+        """Whether files can be looked for from this machine: another may not see the folder."""
+        return self.filesystem is None or not _is_local(self.filesystem) or Path(self.root).is_dir()
+
     def find(self, field: str, value: Any) -> bytes | str | None:
         """The picture that a field's value is or names; None where it holds none. Files are not looked at yet.
 

@@ -72,7 +72,7 @@ class Problems:
 
         Raises `DataError` when there is no rejects file and as many problems as `limit` have come together.
         """
-        problem = Problem(file, line, field, f"{reason}: {detail}" if detail else reason, _excerpt(raw))
+        problem = Problem(file, line, field, f"{reason}: {detail}" if detail else reason, excerpt(raw))
         self.counts[reason] += 1
         if self._rejects:
             self._rejects.write(json.dumps(problem._asdict(), ensure_ascii=False) + "\n")
@@ -91,7 +91,7 @@ class Problems:
         raise DataError("\n".join([f"{self._source}: {heading} in the data", *lines, self._hint]))
 
 
-def _excerpt(raw: Any) -> str:
+def excerpt(raw: Any) -> str:
     """The beginning of a bad record as printable text, whatever it holds."""
     if isinstance(raw, bytes):
         raw = raw[: 2 * _EXCERPT].decode("utf-8", errors="backslashreplace")

@@ -6,7 +6,7 @@ for number, record in source.passages[0].read(problems, advance=bar.update): ...
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from raydr.data.external import hf_disk_tables, ir_dataset_tables, is_hf_disk, i
 from raydr.data.fields import Names, passage_names, qrels_names, query_names
 from raydr.data.files import Folder
 from raydr.data.layouts import Layout, detect_format
+from raydr.data.mbeir import PASSAGE_NAMES, QRELS_NAMES, QUERY_NAMES, Mbeir
 from raydr.data.records import Records
 
 
@@ -32,6 +33,8 @@ class Source:
     """Names, sizes and times of the files (or the version of what else the source is): part of the fingerprint."""
     folder: Folder | None = None
     """Where paths of pictures begin; None where the source is no folder."""
+    counts: Callable[[], dict[str, int]] = dict
+    """What a manifest says of the queries beside how many there are; asked for when they were read."""
 
 
 def open_source(config: DataConfig) -> Source:
@@ -45,6 +48,10 @@ def open_source(config: DataConfig) -> Source:
             tables = hf_disk_tables(folder, config)
         else:
             format_ = detect_format(folder) if format_ == "auto" else format_
+            if format_ == "mbeir":
+                own = Mbeir(folder, config)
+                names = (PASSAGE_NAMES, QUERY_NAMES, QRELS_NAMES)
+                return Source(own.passages, own.queries, own.qrels, *names, own.stamp, folder, own.counts)
             layout = Layout(folder, format_, config)
             tables = layout.passages(), layout.queries(), layout.qrels(), layout.stamp()
     passages, queries, qrels, stamp = tables

@@ -10,12 +10,13 @@ from raydr.artifacts import Artifact
 from raydr.data.ingest import ingest
 from raydr.encoders.factory import EncoderFactory
 from raydr.stages.embed import embed_corpus
+from raydr.stages.pictures_on_ray import preparation
 from raydr.verbs.config import RunConfig
 
 
 def embed(config: RunConfig) -> Artifact:
     """The embeddings of the corpus; what is finished already is used as it is, what was interrupted is resumed."""
-    corpus = ingest(config.data, config.out / "corpus")
+    corpus = ingest(config.data, config.out / "corpus", prepare=preparation(config.runtime))
     use_ray = runtime.uses_ray(config.runtime, num_passages=corpus.num_passages)
     if use_ray:
         runtime.connect()

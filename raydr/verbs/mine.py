@@ -12,6 +12,7 @@ from raydr.data.corpus import Corpus
 from raydr.data.ingest import ingest_queries
 from raydr.encoders.factory import EncoderFactory
 from raydr.stages.mine import examples_of_file, mine_negatives, training_data
+from raydr.stages.pictures_on_ray import preparation
 from raydr.verbs.config import RunConfig
 
 
@@ -22,7 +23,8 @@ def mine(config: RunConfig) -> Artifact:
         return examples_of_file(config.mine, out).artifact
     corpus = Corpus.open(config.out / "corpus")
     data = training_data(config.data, config.mine)
-    queries = ingest_queries(data, corpus, config.out / f"queries_{config.mine.split}")
+    queries_out = config.out / f"queries_{config.mine.split}"
+    queries = ingest_queries(data, corpus, queries_out, prepare=preparation(config.runtime))
     use_ray = runtime.uses_ray(config.runtime, num_passages=corpus.num_passages)
     if use_ray:
         runtime.connect()

@@ -305,9 +305,10 @@ def test_what_follows_from_a_bad_picture(shop: Path, tmp_path: Path) -> None:
     assert [row["passage_id"] for row in rows_of(corpus)] == ["b"]
     assert [row["query_id"] for row in query_rows(corpus.path)] == ["q2"]
     assert corpus.qrels() == {"q2": {"b": 1}}
-    assert [(one["file"], one["line"], one["reason"].partition(":")[0]) for one in rejects(corpus.path)] == [
-        ("corpus.jsonl", 2, "duplicate id"),
+    told = [(one["file"], one["line"], one["reason"].partition(":")[0]) for one in rejects(corpus.path)]
+    assert [*sorted(told[:2]), *told[2:]] == [  # which of the first two comes first depends on the threads
         ("corpus.jsonl", 1, "picture is damaged"),
+        ("corpus.jsonl", 2, "duplicate id"),
         ("qrels/test.tsv", 3, "names an unknown passage"),
         ("queries.jsonl", 1, "picture is damaged"),
         ("qrels/test.tsv", None, "names a query whose picture is bad"),
@@ -412,7 +413,7 @@ def test_pictures_are_prepared_once_in_order_and_few_at_a_time(tmp_path: Path, m
         nonlocal given
         for number in range(100):
             given += 1
-            if given == 12:
+            if given == pictures._WAITING_PER_THREAD * 2 + 1:  # no more are asked for before the first is done
                 first_may_end.set()
             image = None if number == 50 else str(number).encode()
             yield Pending([number], image, Origin("f", number, "image", ""))
@@ -421,7 +422,7 @@ def test_pictures_are_prepared_once_in_order_and_few_at_a_time(tmp_path: Path, m
     for done, one in enumerate(prepare_here(pending(), slow, tmp_path)):
         assert one.row == [done]
         assert one.image == (None if done == 50 else f"prepared {done}".encode())
-        assert given - done <= pictures._WAITING_PER_THREAD * 2 + 1 or given <= 12
+        assert given - done <= pictures._WAITING_PER_THREAD * 2 + 1
     assert given == 100
     assert sorted(calls) == sorted(str(number).encode() for number in range(100) if number != 50)
 
