@@ -9,6 +9,7 @@ strings everywhere. The axis words used in shape annotations are listed in `docs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -74,6 +75,12 @@ class Hit(NamedTuple):
 
     passage_id: str
     score: float
+
+
+def with_rest(head: list[Hit], rest: Sequence[Hit]) -> list[Hit]:
+    """A list whose head was ranked anew: the rest follows as it was, with scores below it that only say so."""
+    lowest = head[-1].score if head else 0.0
+    return [*head, *(Hit(hit.passage_id, lowest - place) for place, hit in enumerate(rest, start=1))]
 
 
 Run: TypeAlias = dict[str, list[Hit]]

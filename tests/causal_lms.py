@@ -33,9 +33,10 @@ QWEN = (  # of Qwen and, but for the digits, of GPT-4 and Llama 3
 _SEEN = ["[A] > [B] > [T]", "[T]", "[A]", "[B]\n[A]", "passage query relevant to the first"]
 
 
-def byte_pair_tokenizer(kind: str) -> Any:
+def byte_pair_tokenizer(kind: str, *more: str) -> Any:
     """A small tokenizer with a chat template that tells upper case from lower: `Qwen3`'s kind works on bytes and merges
-    a bracket with the letter behind it, `Mistral`'s (and Llama 2's) marks the beginnings of words.
+    a bracket with the letter behind it, `Mistral`'s (and Llama 2's) marks the beginnings of words. The words of `more`
+    are tokens too.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +52,7 @@ def byte_pair_tokenizer(kind: str) -> Any:
     specials = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=specials, initial_alphabet=alphabet)
-    own.train_from_iterator([f"\n{text}" for text in _SEEN for _ in range(50)], trainer)
+    own.train_from_iterator([f"\n{text}" for text in (*_SEEN, *more) for _ in range(50)], trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=own, name_or_path=kind, eos_token="<|end|>")
     made.chat_template = CHAT
     return made

@@ -2,7 +2,8 @@
 
 Notable: an engine speaks token ids. It gives the log-probability of exactly the ids it is asked for (vLLM's
 `logprob_token_ids`), never the best k of the vocabulary, among which an identifier may be missing. The three engines
-give the same numbers; transformers is the reference the others are tested against.
+give the same numbers; transformers is the reference the others are tested against. A model that reads pictures is given
+them beside the ids, among which one placeholder stands for each (`raydr/llm/pictures.py`).
 
     engine = build_engine(EngineConfig(model="castorini/first_mistral"))
     await engine.next_token_logprobs(prompt_ids, letter_ids)
@@ -10,15 +11,24 @@ give the same numbers; transformers is the reference the others are tested again
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
 from raydr import series
 from raydr.config import Config
-from raydr.errors import RaydrError
+from raydr.errors import ConfigError, RaydrError
 from raydr.storage import refuse_secrets
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from raydr.llm.pictures import PictureReader
+
+log = logging.getLogger(__name__)
 
 
 class EngineError(RaydrError):
@@ -29,9 +39,10 @@ class EngineConfig(Config):
     """A language model, and what runs it."""
 
     model: str
-    """Folder or hub name of a causal language model."""
-    backend: Literal["vllm", "remote", "transformers"] = "vllm"
-    """`vllm`: here, on CPU or GPU; `remote`: a vLLM server at `url`; `transformers`: slow, for comparison."""
+    """Folder or hub name of a causal language model, of text or of text and pictures."""
+    backend: Literal["auto", "vllm", "remote", "transformers"] = "vllm"
+    """`vllm`: here, on CPU or GPU; `remote`: a vLLM server at `url`, for text alone; `transformers`: slow, for
+    comparison; `auto`: vllm where it runs this checkpoint here, otherwise transformers, and the log says why."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of weights and activations; `auto`: the checkpoint's own."""
     max_model_tokens: int | None = Field(default=None, ge=32)
@@ -81,11 +92,21 @@ class Engine(Protocol):
 
     @property
     def max_model_tokens(self) -> int:
-        """Longest prompt and answer together."""
+        """Longest prompt, visual tokens included, and answer together."""
         ...
 
-    async def next_token_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
-        """Natural log-probability, over the whole vocabulary, of each candidate as the token after `prompt`."""
+    @property
+    def pictures(self) -> PictureReader | None:
+        """How it reads pictures; None: it reads text only."""
+        ...
+
+    async def next_token_logprobs(
+        self, prompt: Sequence[int], candidates: Sequence[int], pictures: Sequence[Image] = ()
+    ) -> list[float]:
+        """Natural log-probability, over the whole vocabulary, of each candidate as the token after `prompt`.
+
+        The prompt has one placeholder for each of `pictures`, in their order; otherwise `ConfigError`.
+        """
         ...
 
     async def generate(self, prompt: Sequence[int], *, max_tokens: int, stop: Sequence[int] = ()) -> list[int]:
@@ -103,10 +124,15 @@ class Engine(Protocol):
 
 def build_engine(config: EngineConfig) -> Engine:
     """The engine of a config; importing vLLM and loading weights happen here."""
-    if config.backend == "vllm":
+    if config.backend in ("vllm", "auto"):
         from raydr.llm.vllm_engine import VllmEngine
 
-        return VllmEngine(config)
+        try:
+            return VllmEngine(config)
+        except ConfigError as error:
+            if config.backend == "vllm":
+                raise
+            log.warning("%s. transformers runs it instead, one prompt after another.", error)
     if config.backend == "remote":
         from raydr.llm.remote_engine import RemoteEngine
 
@@ -133,10 +159,13 @@ def load_llm_tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     from raydr.encoders.checkpoint import locate
-    from raydr.errors import ConfigError
 
     path = locate(model)
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        beside = path / "chat_template.json"  # where older multimodal checkpoints have it
+        if not tokenizer.chat_template and beside.is_file():
+            tokenizer.chat_template = json.loads(beside.read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{path}: transformers cannot load this tokenizer: {error}") from error
+    return tokenizer

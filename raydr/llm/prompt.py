@@ -22,14 +22,17 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
 from raydr.config import Config, read_yaml
 from raydr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raydr.llm.pictures import PictureReader
 
 IDENTIFIERS = string.ascii_uppercase + string.ascii_lowercase
 """Letters of a window's passages in order: A to Z, and a to z where a window holds more than 26."""
@@ -193,17 +196,26 @@ class ListwisePrompt:
         return self._chat.ids(text)
 
 
-class Chat:
-    """One user's turn as the checkpoint's chat template writes it, and texts from outside made safe for it."""
+_PROBE = "Who hunts mice?"
+"""Stands for what a user says where a template is looked at."""
 
-    def __init__(self, tokenizer: Any, system: str) -> None:
+
+class Chat:
+    """One user's turn as the checkpoint's chat template writes it, and texts from outside made safe for it.
+
+    With `pictures`, how the checkpoint reads these, a turn may hold them: `picture` is what stands there for one.
+    """
+
+    def __init__(self, tokenizer: Any, system: str, pictures: PictureReader | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(f"{tokenizer.name_or_path}: raydr needs a fast tokenizer (a tokenizer.json)")
-        self._tokenizer, self._system = tokenizer, system
+        self._tokenizer, self._system, self._pictures = tokenizer, system, pictures
         self._has_template = bool(getattr(tokenizer, "chat_template", None))
         template = str(getattr(tokenizer, "chat_template", None) or "")
         added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
         marks = {token for token, special in added.items() if special or token in template}
+        if pictures is not None:
+            marks.add(pictures.placeholder)
         longest_first = sorted({*marks, *_MARKS.findall(template)} - {"", " "}, key=len, reverse=True)
         self._marks = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)", re.IGNORECASE)
 
@@ -211,21 +223,61 @@ class Chat:
         """The turn, up to where the answer starts."""
         if not self._has_template:
             return f"{self._system}\n\n{user}\n\n"
-        settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+        return self._applied(user, in_parts=self._wants_parts)
+
+    def _applied(self, user: str, *, in_parts: bool) -> str:
+        def said(text: str) -> Any:
+            return [{"type": "text", "text": text}] if in_parts else text
+
         try:
-            messages = [{"role": "system", "content": self._system}, {"role": "user", "content": user}]
-            return self._tokenizer.apply_chat_template(messages, **settings)
+            return self._template(
+                [{"role": "system", "content": said(self._system)}, {"role": "user", "content": said(user)}]
+            )
         except Exception:  # noqa: BLE001 (templates raise what they like for a role they do not have)
-            messages = [{"role": "user", "content": f"{self._system}\n {user}"}]
-            return self._tokenizer.apply_chat_template(messages, **settings)
+            return self._template([{"role": "user", "content": said(f"{self._system}\n {user}")}])
+
+    def _template(self, messages: list[dict[str, Any]]) -> str:
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether the template writes a turn only where it comes as a list of parts: LLaVA's leave a text out."""
+        try:
+            return _PROBE not in self._applied(_PROBE, in_parts=False)
+        except Exception:  # noqa: BLE001 (likewise)
+            return True
+
+    @cached_property
+    def picture(self) -> str:
+        """What stands in a turn for a picture: what the template writes for one that comes before a text."""
+        if self._pictures is None:
+            raise ConfigError(f"{self._tokenizer.name_or_path}: a model of text has no place for a picture")
+        plain = f"{self._pictures.placeholder}\n"
+        text = {"type": "text", "text": _PROBE}
+        try:
+            without = self._template([{"role": "user", "content": [text]}])
+            with_one = self._template([{"role": "user", "content": [{"type": "image"}, text]}])
+        except Exception:  # noqa: BLE001 (likewise: no template, or one that knows texts alone)
+            return plain
+        written = with_one[max(0, without.find(_PROBE)) : max(0, with_one.find(_PROBE))]
+        return written if written.count(self._pictures.placeholder) == 1 else plain
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a rendered turn, without the special tokens a tokenizer adds around a text: the template has
         written its own.
         """
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids if ids[: len(self._start)] == self._start else [*self._start, *ids]
+
+    @cached_property
+    def _start(self) -> list[int]:
+        """The token that begins a prompt whose template has not written it."""
         bos = self._tokenizer.bos_token_id
-        return ids if self._has_template or bos is None else [bos, *ids]
+        if bos is None:
+            return []
+        # Templates of multimodal checkpoints leave it to the processor, which adds what the tokenizer does.
+        left_out = self._pictures is not None and self._tokenizer("", verbose=False)["input_ids"][:1] == [bos]
+        return [bos] if left_out or not self._has_template else []
 
     def clean(self, text: str, max_words: int) -> str:
         """A text from outside: without special tokens, foreign identifiers and excessive length."""

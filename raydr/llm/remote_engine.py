@@ -2,7 +2,7 @@
 
 Notable: the server has to return the log-probabilities of the ids it is asked for (`logprob_token_ids`, vLLM). It is
 asked for some at the start; one that ignores the field, as OpenAI's own and most others do, is refused there with what
-to do, because a reranker that silently misses candidates is worse than none.
+to do, because a reranker that silently misses candidates is worse than none. The endpoint takes no pictures.
 
     EngineConfig(model=FOLDER, backend="remote", url="http://10.0.0.5:8000")      `model` gives the tokenizer here
 """
@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydr.errors import ConfigError
 from raydr.llm.engine import EngineConfig, EngineError, count_answer, load_llm_tokenizer, without_end
+from raydr.llm.pictures import check_placeholders
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _RETRY_STATUSES = (429, 502, 503, 504)
 
 
 class RemoteEngine:
     """An `Engine` behind HTTP."""
+
+    pictures = None
 
     def __init__(self, config: EngineConfig) -> None:
         import httpx
@@ -42,7 +48,10 @@ class RemoteEngine:
         self.max_model_tokens = min(own, config.max_model_tokens or own)
         self._client = httpx.AsyncClient(base_url=self._url, headers=headers, timeout=config.timeout_s, limits=limits)
 
-    async def next_token_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
+    async def next_token_logprobs(
+        self, prompt: Sequence[int], candidates: Sequence[int], pictures: Sequence[Image] = ()
+    ) -> list[float]:
+        check_placeholders(self.pictures, prompt, pictures)
         wanted = list(dict.fromkeys(candidates))
         found = self._logprobs(await self._complete(prompt, **_asking_for(wanted)), wanted)
         return [found[token] for token in candidates]

@@ -2,7 +2,9 @@
 
 Notable: `logprob_token_ids` makes vLLM return exactly the ids asked for. Waiting prompts are put into one batch by
 vLLM whatever request they come from, so windows of many callers share a step. A caller that gives up aborts its prompt.
-The core's death shows as `EngineError`, for every prompt that was in work and every later one.
+The core's death shows as `EngineError`, for every prompt that was in work and every later one. Where vLLM's own code of
+a network cannot be imported here, which for those that read pictures is so without torchvision and with some versions
+of transformers, vLLM runs transformers' code of it with its own attention, cache and batches.
 """
 
 from __future__ import annotations
@@ -10,11 +12,21 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from raydr.encoders.checkpoint import locate
 from raydr.errors import ConfigError
 from raydr.llm.engine import EngineConfig, EngineError, count_answer, load_llm_tokenizer, without_end
+from raydr.llm.pictures import check_placeholders, picture_reader
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURES_PER_PROMPT = 2
+"""A query's and a candidate's."""
+_NOT_IMPORTED = "failed to be inspected"
+"""What vLLM says of a network whose code it cannot import."""
 
 
 class VllmEngine:
@@ -23,29 +35,24 @@ class VllmEngine:
     def __init__(self, config: EngineConfig) -> None:
         path = locate(config.model)
         self.tokenizer: Any = load_llm_tokenizer(config.model)
+        self.pictures = picture_reader(config.model, self.tokenizer)
+        arguments = engine_arguments(config)
+        if self.pictures is not None:
+            _ = self.pictures.processor  # which vLLM needs whole: without, it would fail after a minute and not say why
+            arguments["limit_mm_per_prompt"] = {"image": PICTURES_PER_PROMPT, "video": 0, "audio": 0}
         _set_environment(config)
-        try:
-            from vllm.engine.arg_utils import AsyncEngineArgs
-            from vllm.v1.engine.async_llm import AsyncLLM
-        except ImportError as error:
-            raise ConfigError(
-                f"vLLM cannot be imported ({error}); run make setup, or choose another backend"
-            ) from error
-        try:
-            arguments = AsyncEngineArgs(model=str(path), **engine_arguments(config))
-            self._engine = AsyncLLM.from_engine_args(arguments)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise ConfigError(f"{path}: vLLM cannot serve this checkpoint: {error}") from error
+        self._engine = _started(path, arguments)
         self._closed = False
         self.max_model_tokens = int(self._engine.model_config.max_model_len)
 
-    async def next_token_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
+    async def next_token_logprobs(
+        self, prompt: Sequence[int], candidates: Sequence[int], pictures: Sequence[Image] = ()
+    ) -> list[float]:
         from vllm import SamplingParams
 
         wanted = list(dict.fromkeys(candidates))
-        output = await self._run(
-            prompt, SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=wanted, detokenize=False)
-        )
+        settings = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=wanted, detokenize=False)
+        output = await self._run(prompt, settings, pictures)
         found = output.logprobs[0]
         if missing := [token for token in wanted if token not in found]:
             raise EngineError(f"vLLM returned no log-probability for token ids {missing}; its version is not supported")
@@ -60,22 +67,27 @@ class VllmEngine:
         made = (await self._run(prompt, settings)).token_ids
         return without_end(made, {*stop, self.tokenizer.eos_token_id})
 
-    async def _run(self, prompt: Sequence[int], settings: Any) -> Any:
+    async def _run(self, prompt: Sequence[int], settings: Any, pictures: Sequence[Image] = ()) -> Any:
         """The finished output of one prompt. A cancelled caller aborts it."""
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        check_placeholders(self.pictures, prompt, pictures)
+        asked: Any = {"prompt_token_ids": list(prompt)}
+        if pictures:
+            asked["multi_modal_data"] = {"image": list(pictures)}
         settings.output_kind = RequestOutputKind.FINAL_ONLY
         try:
             last = None
-            async for output in self._engine.generate({"prompt_token_ids": list(prompt)}, settings, uuid.uuid4().hex):
+            async for output in self._engine.generate(asked, settings, uuid.uuid4().hex):
                 last = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineError(f"vLLM's engine has stopped: {error}") from error
         if last is None:
             raise EngineError("vLLM's engine gave no answer")
         answer = last.outputs[0]
-        count_answer(prompt=len(prompt), generated=len(answer.token_ids), cached=last.num_cached_tokens or 0)
+        read = len(last.prompt_token_ids or prompt)  # visual tokens included
+        count_answer(prompt=read, generated=len(answer.token_ids), cached=last.num_cached_tokens or 0)
         return answer
 
     async def check(self) -> None:
@@ -90,6 +102,24 @@ class VllmEngine:
         if not self._closed:
             self._closed = True
             self._engine.shutdown()
+
+
+def _started(path: Path, arguments: dict[str, Any]) -> Any:
+    """The engine of vLLM. Raises `ConfigError` where there is no vLLM, or it does not serve the checkpoint."""
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise ConfigError(f"vLLM cannot be imported ({error}); run make setup, or choose another backend") from error
+    try:
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(path), **arguments))
+        except ValueError as error:
+            if _NOT_IMPORTED not in str(error):
+                raise
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(path), model_impl="transformers", **arguments))
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"{path}: vLLM cannot serve this checkpoint: {error}") from error
 
 
 def engine_arguments(config: EngineConfig) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from raydr.stages.feedback import rerank_lists
 from raydr.stages.pool import over_pool
 from raydr.stages.search import KIND, HitsTable, read_of
 from raydr.storage import named
-from raydr.types import IMAGE, PASSAGE_ID, QUERY_ID, SCORE, TEXT, Hit, Passage, Query, Run
+from raydr.types import IMAGE, PASSAGE_ID, QUERY_ID, SCORE, TEXT, Hit, Passage, Query, Run, with_rest
 
 _INSTRUCTION = "instruction"
 _LISTS = pa.schema(
@@ -106,7 +106,7 @@ def rerank_run(
         rows = [
             (query_id, *hit)
             for query_id, hits in run.items()
-            for hit in _with_rest(found[query_id], hits[config.depth :])
+            for hit in with_rest(found[query_id], hits[config.depth :])
         ]
         columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
         types = {QUERY_ID: pa.string(), PASSAGE_ID: pa.string(), SCORE: pa.float32()}
@@ -122,12 +122,6 @@ def _head(query: Query, hits: Sequence[Hit]) -> dict[str, Any]:
     ids, scores = [hit.passage_id for hit in hits], [hit.score for hit in hits]
     row = (query.query_id, query.text, query.image, query.instruction, ids, scores)
     return dict(zip(_LISTS.names, row, strict=True))
-
-
-def _with_rest(head: list[Hit], rest: Sequence[Hit]) -> list[Hit]:
-    """What was not reranked keeps its order, with scores below."""
-    lowest = head[-1].score if head else 0.0
-    return [*head, *(Hit(hit.passage_id, lowest - place) for place, hit in enumerate(rest, start=1))]
 
 
 class _Reranker:

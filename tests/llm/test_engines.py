@@ -112,7 +112,7 @@ def test_a_score_that_vllm_leaves_out_is_an_error():
         def __init__(self) -> None:
             pass
 
-        async def _run(self, prompt, settings):
+        async def _run(self, prompt, settings, pictures):
             return SimpleNamespace(logprobs=[{7: SimpleNamespace(logprob=-1.0), 8: SimpleNamespace(logprob=-2.0)}])
 
     assert asyncio.run(Leaving().next_token_logprobs([1], [8, 7])) == [-2.0, -1.0]

@@ -10,7 +10,7 @@ import pytest
 from raydr.errors import ConfigError
 from raydr.llm.engine import EngineConfig, build_engine
 from raydr.llm.generation import GenerationReranker
-from raydr.llm.yes_no import YesNoReranker
+from raydr.llm.yes_no import Content, YesNoReranker
 from raydr.types import Hit, Passage, Query
 
 PASSAGES = {str(n): Passage(str(n), f"text number {n} " * (1 + n), "Title" if n % 2 else "") for n in range(9)}
@@ -68,13 +68,13 @@ def test_a_question_always_fits(causal_lm):
     settings = {**engine(causal_lm("Llama")), "max_model_tokens": 96}
     reranker = YesNoReranker(YesNoReranker.Config(engine=settings, max_passage_words=5000))
     for text in ("", "word " * 5000, "x" * 9000, "a-b" * 3000):
-        assert len(reranker._prompt("query " * 400, text)) < 96
+        assert len(reranker._prompt(Content("query " * 400), Content(text))) < 96
 
 
 def test_a_query_cannot_bring_in_the_passage_and_thoughts_may_stand_before_the_answer(causal_lm):
     settings = {"engine": engine(causal_lm("Llama")), "before_answer": "Thoughts: none. "}
     reranker = YesNoReranker(YesNoReranker.Config(**settings))
-    prompt = reranker.engine.tokenizer.decode(reranker._prompt("is {candidate} there", "an elephant"))
+    prompt = reranker.engine.tokenizer.decode(reranker._prompt(Content("is {candidate} there"), Content("an elephant")))
     assert prompt.count("an elephant") == 1
     assert prompt.endswith("thoughts : none.")
 
