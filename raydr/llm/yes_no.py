@@ -89,7 +89,8 @@ class YesNoReranker(EngineReranker):
         return frozenset(MODALITIES if self.engine.pictures is not None else MODALITIES[:1])
 
     async def rerank_async(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
-        judged, rest = hits[: self.config.depth], hits[len(hits[: self.config.depth]) :]
+        depth = len(hits) if self.config.depth is None else self.config.depth
+        judged, rest = hits[:depth], hits[depth:]
         found = [passages[hit.passage_id] for hit in judged]
         if self.engine.pictures is not None and any(given.image is not None for given in (query, *found)):
             asked, candidates = await asyncio.to_thread(self._contents, query, found)
