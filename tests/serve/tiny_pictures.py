@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import threading
 import zlib
@@ -9,15 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from tiny_serving import LexicalReranker, embedded
 
-from raydr.artifacts import write_artifact
 from raydr.config import Component
-from raydr.data.corpus import Corpus
+from raydr.data.config import DataConfig
 from raydr.data.images import ImageConfig, decode_rgb, prepare_image
+from raydr.data.ingest import ingest
 from raydr.index.build import build_index
 from raydr.index.config import IndexConfig
 from raydr.methods.base import Method
@@ -60,22 +59,22 @@ KINDS = ["shape", "shape", "shape", "word", "word", "shape"]
 
 def build_pictures(folder: Path, method: Component, *, num_shards: int = 2) -> Path:
     """An index over the passages above; its path."""
-    ids, titles, texts, colours = zip(*PASSAGES, strict=True)
-    columns: dict[str, Any] = {
-        "passage_id": pa.array(ids),
-        "position": pa.array(range(len(ids)), pa.int64()),
-        "title": pa.array(titles),
-        "text": pa.array(texts),
-        "image": pa.array([None if colour is None else stored(picture(colour)) for colour in colours], pa.binary()),
-        "kind": pa.array(KINDS),
-    }
-    settings = {"data": {"images": PREPARED.model_dump(mode="json")}}
-    with write_artifact(folder / "corpus", kind="corpus", config=settings, inputs={}) as writer:
-        (writer.path / "passages").mkdir()
-        pq.write_table(pa.table(columns), writer.path / "passages/part-00000.parquet")
-        writer.counts.update(passages=len(ids))
-        writer.details.update(is_split=False, metadata=["kind"])
-    corpus = Corpus.open(folder / "corpus")
+    rows = [
+        {
+            "_id": id_,
+            "title": title,
+            "text": text,
+            "kind": kind,
+            "image": None if colour is None else sent(picture(colour)),
+        }
+        for (id_, title, text, colour), kind in zip(PASSAGES, KINDS, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "red"}\n')
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tred\t1\n")
+    corpus = ingest(DataConfig(path=str(folder), images=PREPARED), folder / "corpus")
     embeddings = embedded(corpus, method.build().encoder(), method, folder / "embed")
     build_index(corpus, embeddings, IndexConfig(num_shards=num_shards), folder / "index", use_ray=False)
     return folder / "index"
