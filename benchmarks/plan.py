@@ -167,7 +167,7 @@ def predicted(options: argparse.Namespace, corpus: dict[str, float], factory: st
 def index_rows(name: str, lines: dict[str, Any], runs: list[dict[str, Any]], threads: int) -> list[list[Any]]:
     planned = lines["index"]
     seconds = planned["io_s"] + (planned.get("add_s", 0) + planned.get("train_s", 0)) / threads
-    seconds += 3600 * (planned.get("sample_h", 0) + planned["checksum_h"])
+    seconds += 3600 * (planned.get("sample_h", 0) + planned["compare_h"] + planned["checksum_h"])
     one_shard = planned["memory_per_node"] / planned["shards_at_once"]
     return [
         [name, "build", "s", seconds, [run["seconds"] for run in runs]],

@@ -21,6 +21,10 @@ MINILM_WEIGHTS = 10_616_832
 """What `query_encode_ms` was measured with: 6 x (4 x 384^2 + 2 x 384 x 1536)."""
 HNSW_ROWS, HNSW_DIM, HNSW_EF = 50_000.0, 384.0, 40.0
 """What the HNSW figures of units.yaml were measured at."""
+_CORPUS = "passages * (text_bytes + id_bytes + 8)"
+"""Bytes of a corpus, at most: its Parquet is compressed. What raydr compares with checksums is read by several threads
+and counted as one core's work, because no disk has been measured that feeds more.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ def plan_embedding(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePl
     sheet.let(workers=workers, extra_weights_bytes=extra)
     memory = sheet.line("memory_per_node", "workers * (embed_worker_bytes + extra_weights_bytes)", "bytes")
     disk = sheet.line("disk", "passages * (4 * dim + id_bytes + 8) * embedding_file_ratio", "bytes")
+    corpus = sheet.line("compare_h", f"{_CORPUS} / checksum_bytes_per_s / 3600", "h in one process")
     serial = sheet.line("checksum_h", "disk / checksum_bytes_per_s / 3600", "h in one process")
-    hours = sheet.line("hours", "node_hours / nodes + checksum_h", "h")
+    hours = sheet.line("hours", "compare_h + node_hours / nodes + checksum_h", "h")
     files = sheet.line("files", "ceil(passages / passages_per_block)", "files")
     # stages/embed.py counts every position in one array, beside the column it reads them from.
     driver = sheet.line("driver_memory", "passages * 16", "bytes")
@@ -104,6 +109,8 @@ def plan_embedding(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePl
         warnings.append(
             f"the driver reads every file once more for its checksum: {readable(serial, 'h')} in one process"
         )
+    if _over(corpus, config.within_hours):
+        warnings.append(f"the driver first compares the corpus with its checksums: {readable(corpus, 'h')}")
     if _over(files, 1e6):
         warnings.append(f"{readable(files)} files: raise embed.passages_per_block (plan with passages_per_block=...)")
     return _batch("embed", sheet, node, nodes, hours, memory, disk, warnings)
@@ -142,8 +149,20 @@ def plan_index(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
     sheet.line("core_h", "(io_s + add_s + train_s) / 3600", "core-h")
     sheet.let(cores=node.cores)
     nodes = sheet.line("nodes", "min(num_shards, ceil(core_h / working_share / cores / within_hours))", "nodes")
+    sheet.line("embeddings_bytes", "passages * (4 * dim + id_bytes + 8) * embedding_file_ratio", "bytes")
+    both = f"(embeddings_bytes + {_CORPUS}) / checksum_bytes_per_s / 3600"
+    compare = sheet.line("compare_h", both, "h in one process, before the shards")
     checksum = sheet.line("checksum_h", "disk / checksum_bytes_per_s / 3600", "h in one process")
-    alone = "sample_h + checksum_h" if parts.needs_training else "checksum_h"
+    alone = "compare_h + sample_h + checksum_h" if parts.needs_training else "compare_h + checksum_h"
+    recall: Number = 0.0
+    if index.recall is not None and not parts.is_exact:
+        # All embeddings are read to draw the queries and again for the truth, the index's files when it is searched.
+        # Choosing the best of the products has not been measured and comes on top.
+        sheet.let(recall_queries=min(index.recall.num_queries, config.corpus.passages))
+        reading = "2 * passages * 4 * dim / index_io_bytes_per_s + index_bytes / checksum_bytes_per_s"
+        products = "2 * dim * recall_queries * passages / (cores * gemm_flops)"
+        recall = sheet.line("recall_h", f"({reading} + {products}) / 3600", "h in one process")
+        alone += " + recall_h"
     words: list[str] = []
     if index.bm25 is not None:
         words, alone = _words(sheet, config), f"{alone} + bm25_h"
@@ -165,6 +184,12 @@ def plan_index(config: PlanConfig, figures: Mapping[str, Figure]) -> StagePlan:
         warnings.append(f"one process reads every embedding to draw its training sample: {readable(serial, 'h')}")
     if _over(checksum, config.within_hours):
         warnings.append(f"the driver reads every file once more for its checksum: {readable(checksum, 'h')}")
+    if _over(compare, config.within_hours):
+        warnings.append(f"the driver first compares corpus and embeddings, file by file: {readable(compare, 'h')}")
+    if _over(recall, config.within_hours):
+        warnings.append(
+            f"one process measures the recall, {readable(recall, 'h')}: set index.recall=null, and measure a sample"
+        )
     warnings += words
     if parts.coding == "pq" or parts.num_lists:
         warnings.append(
@@ -204,7 +229,8 @@ def _lists(sheet: Sheet, num_lists: int) -> list[str]:
 def _words(sheet: Sheet, config: PlanConfig) -> list[str]:
     """The word side is one structure, built in one process, whatever the number of shards; what is wrong with that."""
     texts = sheet.line("bm25_texts", "passages * text_bytes", "bytes")
-    hours = sheet.line("bm25_h", "bm25_texts / bm25_build_bytes_per_s / 3600", "h in one process")
+    seconds = "bm25_texts / checksum_bytes_per_s + bm25_texts / bm25_build_bytes_per_s"  # compared, then indexed
+    hours = sheet.line("bm25_h", f"({seconds}) / 3600", "h in one process")
     if not (_over(hours, config.within_hours) or _over(texts, config.memory_share * config.node.memory_gib * GIB / 4)):
         return []
     return [

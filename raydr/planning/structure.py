@@ -41,6 +41,11 @@ class Structure(NamedTuple):
     needs_training: bool
 
     @property
+    def is_exact(self) -> bool:
+        """Whether there is no recall to measure."""
+        return self.kind == "flat" and not self.needs_training and not self.refine_bytes
+
+    @property
     def row_bytes(self) -> float:
         """Bytes that one row adds to a shard's file, and to memory once it has been read."""
         return self.code_bytes + self.link_bytes + self.refine_bytes

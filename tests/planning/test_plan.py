@@ -93,17 +93,18 @@ def test_the_slowest_of_many():
 def test_embedding_by_hand():
     plan = planned(
         "corpus.passages=1e9", "corpus.tokens_per_passage=100", "encoder.parameters=1e8", "encoder.layers=1",
-        "encoder.hidden=1", "encoder.dim=100", "corpus.id_bytes=12", "node.cores=10", "working_share=0.5",
-        "within_hours=100", "node.price_per_hour=2",
+        "encoder.hidden=1", "encoder.dim=100", "corpus.id_bytes=12", "corpus.text_bytes=480", "node.cores=10",
+        "working_share=0.5", "within_hours=100", "node.price_per_hour=2",
     )  # fmt: skip
     found, stage = lines(plan, "embed"), plan["embed"]
     # 1e11 tokens of 2e8 operations (and 400 of attention) are 2e19; ten cores do 1e12 a second: 5,556 h, twice that
     # where half the time is lost, 112 nodes.
     assert found["tokens"] == 1e11 and found["flops_per_token"] == 2e8 + 400
     assert found["node_hours"] == pytest.approx(2e19 / 1e12 / 0.5 / 3600, rel=1e-5)
-    # 420 GB are then read once more by one process, 420 s, while the nodes wait.
-    assert stage.nodes == 112 and stage.hours == pytest.approx(11111.1 / 112 + 420 / 3600, rel=1e-4)
-    assert stage.core_hours == pytest.approx(111_111 + 1120 * 420 / 3600, rel=1e-4)
+    # 500 GB of corpus are compared first, and 420 GB of embeddings read once more at the end, by one process: 920 s,
+    # while the nodes wait.
+    assert stage.nodes == 112 and stage.hours == pytest.approx(11111.1 / 112 + 920 / 3600, rel=1e-4)
+    assert stage.core_hours == pytest.approx(111_111 + 1120 * 920 / 3600, rel=1e-4)
     assert stage.cost == pytest.approx(stage.core_hours / 10 * 2)
     assert stage.disk_bytes == 1e9 * (400 + 12 + 8)
     assert stage.gpu_hours == 0
@@ -131,14 +132,28 @@ def test_an_exact_index_by_hand():
     assert found["io_s"] == pytest.approx((1e9 + 1.5e9) / 1e8)
     # Two shards at a time, each with its embeddings, its index, its ids, and 0.1 GB read ahead.
     assert stage.memory_bytes == 2 * (250_000 * (1000 + 1000 + 16 + 8) + 1e8)
-    assert stage.nodes == 1 and stage.hours == pytest.approx((25 / 2 + 1.5) / 3600)
+    # Before it, 1.024 GB of embeddings and 0.5 GB of corpus are compared with checksums; after it, 1.5 GB are read.
+    assert found["compare_h"] == pytest.approx(1.524 / 3600) and "recall_h" not in found
+    assert stage.nodes == 1 and stage.hours == pytest.approx((1.524 + 25 / 2 + 1.5) / 3600)
+
+
+def test_the_recall_of_an_approximate_index_is_measured_by_one_process_while_the_others_wait():
+    given = ["corpus.passages=1e6", "encoder.dim=250", "index.num_shards=4", "node.cores=2", "index.bm25=null",
+             "index.factory=SQ8", "units.gemm_flops=1e10"]  # fmt: skip
+    without, plan = planned(*given, "index.recall=null"), planned(*given, "index.recall.num_queries=300")
+    # 1 GB of embeddings is read to draw the queries and again for the truth; 150 GFLOP on two cores are 7.5 s; 0.25 GB
+    # of codes are compared with their checksums.
+    codes = (250e6 + 4 * 8 * 250) / 1e9
+    assert lines(plan, "index")["recall_h"] == pytest.approx((20 + 7.5 + codes) / 3600)
+    assert plan["index"].hours == pytest.approx(without["index"].hours + lines(plan, "index")["recall_h"])
+    assert "recall_h" not in lines(without, "index")
 
 
 def test_the_word_side_is_built_by_one_process_while_the_others_wait():
     given = ["corpus.passages=1e6", "corpus.text_bytes=720", "units.bm25_build_bytes_per_s=1e5", "node.cores=2"]
     without, with_words = planned(*given, "index.bm25=null")["index"], planned(*given)["index"]
-    assert with_words.hours == pytest.approx(without.hours + 2)
-    assert with_words.core_hours == pytest.approx(without.core_hours + 4)
+    assert with_words.hours == pytest.approx(without.hours + 2 + 0.72 / 3600)  # compared first
+    assert with_words.core_hours == pytest.approx(without.core_hours + 4 + 1.44 / 3600)
 
 
 def test_serving_by_hand():
