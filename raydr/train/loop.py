@@ -306,13 +306,17 @@ class _Training:
         if self.config.lora is not None:
             model = without_adapters(model)
         target, scratch = self.job.out / name, self.job.out / f".{name}.{os.getpid()}"
-        shutil.rmtree(scratch, ignore_errors=True)
+        for leftover in self.job.out.glob(f".{name}.*"):  # of workers that were killed here
+            shutil.rmtree(leftover, ignore_errors=True)
         scratch.mkdir(parents=True)
-        self.method.save_model(model, scratch)
-        # The driver takes what has this name for whole, also after a power cut.
-        sync_files(scratch, [file.relative_to(scratch).as_posix() for file in scratch.rglob("*") if file.is_file()])
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
+        try:
+            self.method.save_model(model, scratch)
+            # The driver takes what has this name for whole, also after a power cut.
+            sync_files(scratch, [file.relative_to(scratch).as_posix() for file in scratch.rglob("*") if file.is_file()])
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # on a full disk it would take what is left
         publish(target)
 
 

@@ -16,8 +16,11 @@ handed on is a plain checkpoint folder. A setting that the training would silent
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -201,7 +204,7 @@ def _fit(job: Job, storage: Path) -> Any:
         cause = refused.read_text(encoding="utf-8") if refused.is_file() else _cause(error)
         if is_out_of_memory(error):
             cause = LESS_MEMORY
-        raise RaydrError(f"training failed: {cause}{_if_the_disk_is_full(storage)}") from error
+        raise RaydrError(f"training failed: {cause}{_if_the_disk_is_full(storage, cause)}") from error
     if result.checkpoint is None:
         raise RaydrError(f"training ended without a checkpoint; Ray Train's log in {storage} says more")
     return result.checkpoint
@@ -240,15 +243,20 @@ def _cause(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _if_the_disk_is_full(storage: Path) -> str:
-    """What to do about it: PyTorch, DeepSpeed and safetensors each call a full disk something else."""
-    free = shutil.disk_usage(storage).free
-    if free >= _ROOM_FOR_A_CHECKPOINT:
+def _if_the_disk_is_full(storage: Path, cause: str) -> str:
+    """What to do about it: PyTorch, DeepSpeed and safetensors each call a full disk something else, or nothing.
+
+    A checkpoint is put together in the folder for temporary files of a worker's node, then kept in `storage`.
+    """
+    disks = (storage.parent, Path(tempfile.gettempdir()))
+    left = {disk: shutil.disk_usage(disk).free for disk in disks}
+    short = [f"the disk of {disk} has {free >> 20:,} MB left" for disk, free in left.items()
+             if free < _ROOM_FOR_A_CHECKPOINT]  # fmt: skip
+    if not short and os.strerror(errno.ENOSPC) in cause:
+        short = [f"the disk of {disks[0]}, or of {disks[1]} on a worker's node, has no room for a checkpoint"]
+    if not short:
         return ""
-    return (
-        f"\nthe disk of {storage.parent} has {free >> 20:,} MB left: free some, and give the command again, which goes "
-        "on from the last checkpoint"
-    )
+    return f"\n{'; '.join(short)}: free some, and give the command again, which goes on from the last checkpoint"
 
 
 def _steps_before(start: Path | None) -> int:

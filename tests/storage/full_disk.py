@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,24 @@ from raydr.artifacts import Artifact, open_artifact
 from raydr.config import Component
 from raydr.data.config import DataConfig
 from raydr.data.corpus import Corpus
+from raydr.data.examples import ExampleSet
 from raydr.data.ingest import ingest, ingest_queries
 from raydr.encoders.factory import EncoderFactory
 from raydr.errors import RaydrError
+from raydr.evaluation.config import EvaluateConfig
+from raydr.evaluation.evaluate import evaluate_run
+from raydr.evaluation.trec import read_run
 from raydr.index import store
 from raydr.index.build import build_index
 from raydr.index.config import IndexConfig
 from raydr.index.reader import IndexReader
-from raydr.stages.config import EmbedConfig, MineConfig, SearchConfig
+from raydr.stages.config import EmbedConfig, MineConfig, RerankConfig, ScoreConfig, SearchConfig
 from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import mine_negatives
+from raydr.stages.rerank import rerank_run
+from raydr.stages.score import score_examples
 from raydr.stages.search import search_corpus
+from raydr.types import Hit, Passage, Query
 from tests.corpora import METHOD, WordCounts
 
 DISK_BYTES = 64 << 20
@@ -40,6 +48,22 @@ NUM_PASSAGES, NUM_QUERIES = 3000, 400
 
 METHOD_ = Component.model_validate(METHOD)
 ENCODER = EncoderFactory(METHOD_)
+
+
+class Drawn:
+    """A reranker whose scores look drawn, so that files of them are as large as they get."""
+
+    def score(self, pairs: Sequence[tuple[Query, Passage]]) -> np.ndarray:
+        drawn = [zlib.crc32(f"{query.query_id} {passage.passage_id}".encode()) for query, passage in pairs]
+        return np.array(drawn, dtype=np.float32)
+
+    def rerank(self, query: Query, hits: Sequence[Hit], passages: Mapping[str, Passage]) -> list[Hit]:
+        scores = self.score([(query, passages[hit.passage_id]) for hit in hits])
+        found = [Hit(hit.passage_id, float(score)) for hit, score in zip(hits, scores, strict=True)]
+        return sorted(found, key=lambda hit: -hit.score)
+
+
+RANKER = Component(import_path="tests.storage.full_disk:Drawn")
 
 
 def write_source(folder: Path) -> DataConfig:
@@ -78,6 +102,21 @@ def steps(data: DataConfig, out: Path) -> dict[str, Callable[[], object]]:
             mine,
             out / "examples",
             use_ray=False,
+        ),
+        "rerank": lambda: rerank_run(
+            read_run(out / "search/run.trec"),
+            corpus().queries(),
+            out / "index",
+            RANKER,
+            RerankConfig(),
+            out / "rerank",
+            use_ray=False,
+        ),
+        "evaluate": lambda: evaluate_run(
+            read_run(out / "search/run.trec"), corpus().qrels(), EvaluateConfig(), out / "evaluate"
+        ),
+        "score": lambda: score_examples(
+            ExampleSet.open(out / "examples"), RANKER, ScoreConfig(), out / "score", use_ray=False
         ),
     }
 

@@ -49,9 +49,17 @@ def test_a_ranker_within_another_training_does_without(method, capsys):
     assert settings_for(method, EVERYTHING) == EVERYTHING
 
 
-@pytest.mark.parametrize(("free_mib", "is_said"), [(300, True), (3000, False)])
-def test_a_full_disk_is_named_where_training_failed(tmp_path, monkeypatch, free_mib, is_said):
-    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_mib << 20))
-    said = trainer._if_the_disk_is_full(tmp_path / "train/.ray_train")
-    assert (f"{tmp_path / 'train'} has 300 MB left: free some" in said) == is_said
-    assert bool(said) == is_said
+@pytest.mark.parametrize("free_mib", [{"train": 300}, {"tmp": 300}, {}])
+def test_a_full_disk_is_named_where_training_failed(tmp_path, monkeypatch, free_mib):
+    """tests/storage/test_full_disk.py trains on one."""
+    folders = {name: tmp_path / name for name in ("train", "tmp")}
+    free = {folder: free_mib.get(name, 3000) << 20 for name, folder in folders.items()}
+    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder]))
+    monkeypatch.setattr(trainer.tempfile, "gettempdir", lambda: str(folders["tmp"]))
+    said = trainer._if_the_disk_is_full(folders["train"] / ".ray_train", "unexpected pos 64 vs 0")
+    assert said.count(" MB left") == len(free_mib)
+    assert all(f"the disk of {folders[name]} has 300 MB left: free some" in said for name in free_mib)
+    if not free_mib:
+        assert not said
+        cleared = trainer._if_the_disk_is_full(folders["train"] / ".ray_train", "[Errno 28] No space left on device")
+        assert f"the disk of {folders['train']}, or of {folders['tmp']} on a worker's node, has no room" in cleared
