@@ -47,7 +47,7 @@ $(STAMP)-docs: $(STAMP)
 wheel: setup  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel
 
-audit: setup  ## known vulnerabilities of the packages installed, where pypi.org or osv.dev can be asked
+audit: $(STAMP)-docs  ## known vulnerabilities of the packages installed, where pypi.org or osv.dev can be asked
 	@sh .ci/audit $(ARGS)
 
 clean:  ## remove .venv and everything built
