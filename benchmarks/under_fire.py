@@ -407,6 +407,7 @@ def main() -> None:
     arguments.index = build_index(arguments.collection, arguments.work / arguments.collection.name).resolve()
     lines = (arguments.collection / "queries.jsonl").read_text(encoding="utf-8").splitlines()
     arguments.texts = [json.loads(line)["text"] for line in lines][:100]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then too
     COMMANDS[arguments.command](arguments)
 
 

@@ -164,8 +164,10 @@ def _ignored(method: Component, config: TrainConfig) -> dict[str, str]:
 def _fit(job: Job, storage: Path) -> Any:
     """Runs the job on Ray Train; its last checkpoint, as Ray Train has it."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from raydr.train.process_group import torch_config
 
     _find_room(job.train)
     api: Any = ray.train  # whose names are annotated as those of two generations of Ray Train
@@ -180,7 +182,7 @@ def _fit(job: Job, storage: Path) -> Any:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=job.model_dump(mode="json"),
-        torch_config=TorchConfig(backend="nccl" if config.worker_gpus else "gloo"),
+        torch_config=torch_config(is_gpu=config.worker_gpus > 0),
         scaling_config=api.ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.worker_gpus > 0,
