@@ -80,7 +80,9 @@ class Machines:
         """The command that runs `command` on that machine."""
         return ["nsenter", f"--net=/run/netns/{self.namespace(name)}", *command]
 
-    def start(self, name: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> subprocess.Popen:
+    def start(
+        self, name: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None
+    ) -> subprocess.Popen:
         """A process on that machine, which stays when this one ends."""
         with log.open("w") as output:
             return subprocess.Popen(

@@ -185,7 +185,7 @@ class Asker:
 
 
 def application(folder: Path) -> dict[str, Any]:
-    """Two Ingress replicas on two nodes; the encoder and a shard on the one that stays, a shard on the one that goes."""
+    """Two Ingress replicas on two nodes; the encoder and a shard on the one that stays, a shard on the other."""
 
     def on(**labels: str) -> dict[str, Any]:
         return {"ray_actor_options": {"num_cpus": 0.1, "label_selector": labels}}

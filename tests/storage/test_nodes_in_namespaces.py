@@ -44,7 +44,13 @@ def test_nodes_that_speak_over_a_network_and_lose_it(tmp_path):
     own |= {"PYTHONPATH": str(REPOSITORY), **token, **QUICK, **SERVE}
     try:
         with Machines("head", "a", "b") as machines:
-            script = [sys.executable, "tests/storage/nodes_in_namespaces.py", str(os.getpid()), str(tmp_path), str(scratch)]
+            script = [
+                sys.executable,
+                "tests/storage/nodes_in_namespaces.py",
+                str(os.getpid()),
+                str(tmp_path),
+                str(scratch),
+            ]
             done = subprocess.run(
                 machines.inside("head", script), cwd=REPOSITORY, env=own, capture_output=True, text=True, timeout=560
             )
