@@ -48,7 +48,7 @@ class Passage(NamedTuple):
 
     @property
     def modality(self) -> Modality:
-        return modality(self.title or self.text, has_image=self.image is not None)
+        return modality(self.title + self.text, has_image=self.image is not None)
 
     def joined(self, separator: str) -> str:
         """Title and text as one; the text alone where there is no title."""

@@ -195,22 +195,30 @@ class MultimodalReader:
         }
         self._dropped = {checkpoint.image_token_id, *(checkpoint.around[0]), *(checkpoint.around[1])}
 
-    def queries(self, queries: Sequence[Query]) -> list[Read]:
+    def queries(self, queries: Sequence[Query], *, looks: bool = True) -> list[Read]:
+        """`looks`: whether pictures are decoded; without, there are no pixels."""
         config = self._of.config
         instructions = [query.instruction or config.instruction for query in queries]
         prefixes = [config.query_template.format(instruction=text) if text else "" for text in instructions]
-        return self._read("query", prefixes, [q.text for q in queries], [q.image for q in queries])
+        return self._read("query", prefixes, [q.text for q in queries], [q.image for q in queries], looks)
 
-    def passages(self, passages: Sequence[Passage]) -> list[Read]:
+    def passages(self, passages: Sequence[Passage], *, looks: bool = True) -> list[Read]:
+        """`looks`: as of queries."""
         texts = [passage.joined(self._of.config.title_separator) for passage in passages]
-        return self._read("passage", [""] * len(texts), texts, [p.image for p in passages])
+        return self._read("passage", [""] * len(texts), texts, [p.image for p in passages], looks)
+
+    def count(self, contents: Sequence[Any], side: Literal["query", "passage"]) -> int:
+        """Tokens that the network reads of queries or passages, visual ones included."""
+        read = (self.queries if side == "query" else self.passages)(contents, looks=False)
+        seen = self._of.visual_tokens if self._of.is_dual else 0
+        return sum(len(one.ids) for one in read) + seen * sum(one.image is not None for one in contents)
 
     def texts(self, read: Sequence[Read]) -> Texts:
         """As training reads them."""
         return Texts([r.ids for r in read], [r.first_pooled for r in read], [r.pixels for r in read])
 
     def _read(
-        self, side: str, prefixes: Sequence[str], texts: Sequence[str], images: Sequence[bytes | None]
+        self, side: str, prefixes: Sequence[str], texts: Sequence[str], images: Sequence[bytes | None], looks: bool
     ) -> list[Read]:
         images_in = [None] * len(images) if self._of.is_dual else list(images)
         before = self._encode(side, prefixes)
@@ -225,7 +233,7 @@ class MultimodalReader:
         for start, rest, text, image, shown in zip(before, behind, texts, images, images_in, strict=True):
             ids = rest if shown is None else [*start, *self._placeholders, *rest[: max(0, limit - len(start))]]
             ids = [*self._first, *ids, *self._last]
-            pixels = None if image is None else square(image, self._of.preprocessing.size)
+            pixels = None if image is None or not looks else square(image, self._of.preprocessing.size)
             found.append(Read(ids, self._first_pooled(ids, start, text, image), pixels))
         return found
 

@@ -15,7 +15,7 @@ import asyncio
 import functools
 import io
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -27,6 +27,7 @@ from pydantic import Field
 from raydr.artifacts import open_artifact
 from raydr.config import Component, Config, validate
 from raydr.encoders.factory import EncoderFactory
+from raydr.encoders.multimodal import MultimodalEncoder
 from raydr.encoders.text import TextEncoder
 from raydr.encoders.tokenization import BoundedTokenizer, load_tokenizer
 from raydr.protocols import Encoder as EncoderProtocol
@@ -93,9 +94,9 @@ class Tokens:
         limits = {"query": encoder.config.max_query_tokens, "passage": encoder.config.max_passage_tokens}
         self._by_side = {side: BoundedTokenizer(self._tokenizer, limit or own) for side, limit in limits.items()}
 
-    def count(self, texts: Sequence[str], side: Side) -> int:
-        """Tokens the encoder reads of `texts`, special ones included, what it cuts off left out."""
-        return sum(len(ids) for ids in self._by_side[side].encode(texts))
+    def count(self, contents: Sequence[Query] | Sequence[Passage], side: Side) -> int:
+        """Tokens the encoder reads of the texts, special ones included, what it cuts off left out."""
+        return sum(len(ids) for ids in self._by_side[side].encode([content.text for content in contents]))
 
     def text(self, ids: Sequence[int]) -> str:
         """The text behind token ids. Raises `ApiError` 422 for ids the tokenizer does not have."""
@@ -110,6 +111,7 @@ class _Loaded:
     encoder: EncoderProtocol
     refiner: QueryRefiner | None
     tokens: Tokens | None
+    count: Callable[[Sequence[Any], Side], int] | None
     info: EncoderInfo
 
 
@@ -181,15 +183,15 @@ class Encoder:
         """The same for contents whose words may be token ids, with the number of tokens read (0 for an encoder without
         a tokenizer). `instruction`: of queries.
         """
-        tokens = (await self._encoders.get(ref)).tokens
-        texts = _texts(contents, tokens)
+        loaded = await self._encoders.get(ref)
+        texts = _texts(contents, loaded.tokens)
         images = [content.image for content in contents]
         if side == "query":
             whole: Any = [Query("", text, image, instruction) for text, image in zip(texts, images, strict=True)]
         else:
             whole = [Passage("", text, "", image) for text, image in zip(texts, images, strict=True)]
         embeddings = await self.encode(ref, whole, side, request_id=request_id)
-        return Encoded(embeddings, await asyncio.to_thread(tokens.count, texts, side) if tokens is not None else 0)
+        return Encoded(embeddings, await asyncio.to_thread(loaded.count, whole, side) if loaded.count else 0)
 
     async def refine(
         self, ref: IndexRef, queries: Sequence[Query], embeddings: Float32[np.ndarray, "query dim"], feedback: Found
@@ -230,9 +232,10 @@ def load_encoder(ref: IndexRef) -> _Loaded:
     # A folder's name, the last part of a hub name, or what the method is called.
     name = Path(model).name if isinstance(model, str) else component.import_path.rpartition(":")[2]
     tokens = Tokens(inner) if isinstance(inner, TextEncoder) else None
+    counter = inner.reader if isinstance(inner, MultimodalEncoder) else tokens
     reads_instructions = bool(getattr(inner, "reads_instructions", False))
     info = EncoderInfo(name, encoder.dim, num_feedback, modalities_of(inner), reads_instructions)
-    return _Loaded(encoder, refiner, tokens, info)
+    return _Loaded(encoder, refiner, tokens, None if counter is None else counter.count, info)
 
 
 def _texts(contents: Sequence[Content], tokens: Tokens | None) -> list[str]:

@@ -186,3 +186,16 @@ def test_what_cannot_be(llava, settings, said):
 def test_a_text_model_reads_no_pictures():
     with pytest.raises(ConfigError, match="a bert model; raydr reads pictures with"):
         MultimodalReader(MultimodalCheckpoint(MultimodalEncoderConfig(model="minilm")))
+
+
+def test_tokens_are_counted_without_looking(folder):
+    own = encoder(folder)
+    passages = [Passage("a", "a red square", image=RED), Passage("b", "a blue square"), Passage("c", "", image=BLUE)]
+    own.encode_passages(passages)
+    assert own.reader.count(passages, "passage") == own.stats.tokens
+    before = own.stats.tokens
+    queries = [Query("q", "a square", RED, "Find the picture."), Query("r", "blue")]
+    own.encode_queries(queries)
+    assert own.reader.count([q._replace(image=q.image and b"not looked at") for q in queries], "query") == (
+        own.stats.tokens - before
+    )
