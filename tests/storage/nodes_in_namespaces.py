@@ -66,12 +66,12 @@ class Nodes:
         folder = self._scratch / name  # of its own, or they unpack a job's files over one another
         log = self._scratch / f"{name}.log"
         process = self.machines.start(name, [*command, f"--temp-dir={folder}", *arguments], log)
-        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 60)
+        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 180)
         assert process.poll() is None, log.read_text()[-3000:]
 
     def settle(self) -> None:
         """Waits until Ray knows which nodes are alive."""
-        wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == self.alive, 60)
+        wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == self.alive, 120)
 
     def lose(self, act: Callable[[], None], when: Callable[[], bool]) -> Losing:
         self.alive -= 1
@@ -85,7 +85,7 @@ class Losing:
         self.at: float | None = None
 
         def run() -> None:
-            wait_for(when, 120, every_s=0.02)
+            wait_for(when, 300, every_s=0.02)
             self.at = time.monotonic()
             act()
 
@@ -122,7 +122,7 @@ def embedding(nodes: Nodes, settings: dict[str, Any], scratch: Path) -> dict[str
     nodes.settle()
     assert nodes.machines.processes(B)
     nodes.machines.mend(B)  # it learns that it was given up
-    found["given up and gone after"] = wait_for(lambda: not nodes.machines.processes(B), 90)
+    found["given up and gone after"] = wait_for(lambda: not nodes.machines.processes(B), 120)
     return found
 
 
@@ -243,7 +243,7 @@ def serving(nodes: Nodes, folder: Path) -> dict[str, Any]:
         except httpx.TransportError:
             return False
 
-    found: dict[str, Any] = {"up after": wait_for(lambda: all(whole(address) for address in addresses), 120)}
+    found: dict[str, Any] = {"up after": wait_for(lambda: all(whole(address) for address in addresses), 420)}
     right = httpx.post(f"{addresses[0]}/v1/search", json={"query": QUERY, "k": 10}, timeout=10).json()
     ids = [hit["id"] for hit in right["hits"]]
     with Asker(addresses[0], ids) as strict, Asker(addresses[0], ids, on_shard_failure="partial") as lenient:
@@ -254,7 +254,7 @@ def serving(nodes: Nodes, folder: Path) -> dict[str, Any]:
         nodes.machines.add(E)
         nodes.join(E, group="shard")
         found["joined after"] = time.monotonic() - cut
-        wait_for(lambda: strict.is_well() and lenient.is_well(), 120)
+        wait_for(lambda: strict.is_well() and lenient.is_well(), 180)
     for name, asker in (("error", strict), ("partial", lenient)):
         after = [answer for answer in asker.answers if answer.done > cut]
         bad = [answer.done for answer in after if answer.outcome != "right"]

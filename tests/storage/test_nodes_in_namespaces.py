@@ -26,6 +26,7 @@ QUICK = {  # a machine that says nothing any more is given up after seconds, doc
     "RAY_grpc_client_keepalive_time_ms": "2000",
     "RAY_grpc_client_keepalive_timeout_ms": "2000",
 }
+ONE_MEMORY = {"RAY_memory_monitor_refresh_ms": "0"}  # no node is to act on what others on this machine take
 SERVE = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -51,7 +52,7 @@ def test_nodes_that_speak_over_a_network_and_lose_it(tmp_path):
     scratch = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))  # short: Ray's sockets lie in it
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    own |= {"PYTHONPATH": str(REPOSITORY), **token, **QUICK, **SERVE}
+    own |= {"PYTHONPATH": str(REPOSITORY), **token, **QUICK, **ONE_MEMORY, **SERVE}
     script = [sys.executable, "tests/storage/nodes_in_namespaces.py", str(os.getpid()), str(tmp_path), str(scratch)]
     try:
         with Machines("head", "a", "b") as machines:
