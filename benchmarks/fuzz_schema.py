@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def check(address: str, examples: int, seed: int, *, pictures: bool) -> int:
-    document = httpx.get(f"{address}/openapi.json").json()
+    document = httpx.get(f"{address}/openapi.json", timeout=60).json()
     if pictures:
         files = [base64.b64encode(valid(form)).decode() for form in FORMS]
         urls = [f"data:image/{form.lower()};base64,{file}" for form, file in zip(FORMS, files, strict=True)]
