@@ -126,12 +126,16 @@ class Ingress:
 
 
 def build_app(args: AppArgs) -> Application:
-    """The application for `args.index`. Raises `RaydrError` when there is no such index, or a key file is missing."""
+    """The application for `args.index`.
+
+    Raises `RaydrError` when there is no such index, a key file is missing, or HAProxy would not wait for answers.
+    """
     index = args.index.resolve()
     reader = IndexReader.open(index)
     num_shards = reader.num_shards
     if num_shards < 1:
         raise RaydrError(f"{index}: has no shards to serve")
+    args.limits.check_proxy()
     api_keys = args.read_api_keys()
     _check_filters_of(api_keys, reader)
     held = args.versions_held

@@ -23,7 +23,8 @@ from raydr.storage import Location
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Names by which only this machine can mean itself."""
-
+PROXY_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
+"""Ray Serve's variable for how long HAProxy waits for a replica's answer; unset, for ever."""
 
 RerankerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -152,6 +153,16 @@ class Limits(Config):
     def judging_s(self) -> float:
         """Seconds that a search waits for its rerankers."""
         return self.request_timeout_s * 2 / 3 if self.rerank_timeout_s is None else self.rerank_timeout_s
+
+    def check_proxy(self) -> None:
+        """Raises `ConfigError` where HAProxy gives requests up that are still being answered."""
+        waits_s = os.environ.get(PROXY_TIMEOUT)
+        if waits_s and float(waits_s) <= self.request_timeout_s:
+            raise ConfigError(
+                f"limits.request_timeout_s ({self.request_timeout_s:g}) must be less than {PROXY_TIMEOUT} ({waits_s}), "
+                "or HAProxy gives requests up that are still being answered: lower the one, or raise the other in the "
+                "environment of `ray start`"
+            )
 
 
 def _image_bytes_in(body_bytes: int) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from raydr import runtime
 from raydr.config import Component
 from raydr.errors import ConfigError, RaydrError
-from raydr.serve.config import LOCAL_HOSTS, AppArgs
+from raydr.serve.config import LOCAL_HOSTS, PROXY_TIMEOUT, AppArgs
 
 APPLICATION = "raydr"
 _LOGGING = {"encoding": "JSON"}
@@ -78,7 +78,8 @@ def prefer_few_hops() -> None:
         return
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     # A replica that dies before it has answered leaves its requests to another one: all of raydr's only read.
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response response-timeout")
+    os.environ.setdefault(PROXY_TIMEOUT, "40")  # or it would wait for a machine off the network for ever
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")  # three that fail, and HAProxy is replaced
     for name in ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT"):
         os.environ.setdefault(name, str(_free_port()))  # fixed ports would let only one server start on a machine

@@ -6,8 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from raydr.config import read_yaml
-from raydr.errors import ArtifactError
-from raydr.serve.config import AppArgs
+from raydr.errors import ArtifactError, ConfigError
+from raydr.serve.config import PROXY_TIMEOUT, AppArgs
+from raydr.verbs.serve import prefer_few_hops
 
 CONFIGS = sorted((Path(__file__).parents[2] / "serve_configs").glob("*.yaml"))
 
@@ -54,6 +55,16 @@ def test_its_arguments_and_deployments_are_raydrs(config, animals, monkeypatch, 
         schema = {"Ingress": IngressSettings, "Encoder": EncoderSettings}.get(deployment["name"])
         if "user_config" in deployment:
             schema.model_validate(deployment["user_config"])
+
+
+def test_haproxy_waits_for_longer_than_an_answer_may_take(config, monkeypatch):
+    limits = AppArgs.model_validate({**config["applications"][0]["args"], "index": "x"}).limits
+    monkeypatch.setattr("os.environ", {})
+    prefer_few_hops()
+    limits.check_proxy()
+    monkeypatch.setenv(PROXY_TIMEOUT, f"{limits.request_timeout_s:g}")
+    with pytest.raises(ConfigError, match=rf"must be less than {PROXY_TIMEOUT} .* raise the other in the environment"):
+        limits.check_proxy()
 
 
 def test_a_typo_in_the_arguments_is_an_error():

@@ -14,9 +14,10 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pyarrow as pa
@@ -52,6 +53,7 @@ class Nodes:
         for name in (A, B):
             self.join(name)
         ray.init(address=self._address, log_to_driver=False)
+        os.environ["RAY_ADDRESS"] = self._address  # parts of Ray would look for another cluster on this machine
         self.settle()
 
     def join(self, name: str, group: str = "any") -> None:
@@ -63,13 +65,19 @@ class Nodes:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--object-store-memory=100000000"]
         folder = self._scratch / name  # of its own, or they unpack a job's files over one another
         log = self._scratch / f"{name}.log"
-        process = self.machines.start(name, [*command, f"--temp-dir={folder}", *arguments], log)
-        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 60)
-        assert process.poll() is None, log.read_text()[-3000:]
+        for _ in range(3):  # on a busy machine Ray gives up after half a minute
+            process = self.machines.start(name, [*command, f"--temp-dir={folder}", *arguments], log)
+            wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 180)  # noqa: B023
+            if process.poll() is None:
+                return
+            if name == HEAD:  # where this runs as well
+                break
+            self.machines.kill(name)
+        raise AssertionError(log.read_text()[-3000:])
 
     def settle(self) -> None:
         """Waits until Ray knows which nodes are alive."""
-        wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == self.alive, 60)
+        wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == self.alive, 120)
 
     def lose(self, act: Callable[[], None], when: Callable[[], bool]) -> Losing:
         self.alive -= 1
@@ -83,7 +91,7 @@ class Losing:
         self.at: float | None = None
 
         def run() -> None:
-            wait_for(when, 120, every_s=0.02)
+            wait_for(when, 300, every_s=0.02)
             self.at = time.monotonic()
             act()
 
@@ -120,7 +128,7 @@ def embedding(nodes: Nodes, settings: dict[str, Any], scratch: Path) -> dict[str
     nodes.settle()
     assert nodes.machines.processes(B)
     nodes.machines.mend(B)  # it learns that it was given up
-    found["given up and gone after"] = wait_for(lambda: not nodes.machines.processes(B), 90)
+    found["given up and gone after"] = wait_for(lambda: not nodes.machines.processes(B), 120)
     return found
 
 
@@ -144,11 +152,19 @@ def training(nodes: Nodes, scratch: Path) -> dict[str, Any]:
     return {"steps": steps, "bit-equal": weights[0] == weights[1], "seconds": lost.seconds_since()}
 
 
+class Answer(NamedTuple):
+    """What came, and when."""
+
+    sent: float
+    done: float
+    outcome: str
+
+
 class Asker:
-    """Asks an address again and again, in a thread of its own; what came, and when."""
+    """Asks an address again and again, in a thread of its own."""
 
     def __init__(self, address: str, whole: list[str], **more: str) -> None:
-        self.answers: list[tuple[float, float, str]] = []
+        self.answers: list[Answer] = []
         self._body, self._whole = {"query": QUERY, "k": 10, **more}, whole
         self._http = httpx.Client(base_url=address, timeout=60)
         self._stop = threading.Event()
@@ -165,7 +181,12 @@ class Asker:
     def _run(self) -> None:
         while not self._stop.wait(0.05):
             sent, outcome = time.monotonic(), self._ask()
-            self.answers.append((sent, time.monotonic(), outcome))
+            self.answers.append(Answer(sent, time.monotonic(), outcome))
+
+    def is_well(self) -> bool:
+        """Whether what came in the last three seconds is right."""
+        recent = [answer.outcome for answer in self.answers.copy() if answer.done > time.monotonic() - 3]
+        return len(recent) > 3 and set(recent) == {"right"}
 
     def _ask(self) -> str:
         try:
@@ -177,7 +198,8 @@ class Asker:
         except ValueError:
             return f"{response.status_code} (no JSON)"
         if response.status_code != 200:
-            return f"{response.status_code} {answer['error']['code']} {response.headers.get('Retry-After')}"
+            again = "again" if "Retry-After" in response.headers else "not again"
+            return f"{response.status_code} {answer['error']['code']}, {again}"
         ids = [hit["id"] for hit in answer["hits"]]
         if answer.get("partial"):
             return "partial"
@@ -197,7 +219,7 @@ def application(folder: Path) -> dict[str, Any]:
         {"name": "Shard1", **on(**{"raydr/group": "shard"})},
     ]
     deployments[0]["user_config"] = {"index": str(folder)}
-    limits = {"shard_timeout_s": 1}
+    limits = {"shard_timeout_s": 1, "request_timeout_s": 5}
     args = {"index": str(folder), "bm25": False, "shard_deployments": 2, "allowed_hosts": ["*"], "limits": limits}
     return {
         "proxy_location": "EveryNode",
@@ -227,7 +249,7 @@ def serving(nodes: Nodes, folder: Path) -> dict[str, Any]:
         except httpx.TransportError:
             return False
 
-    found: dict[str, Any] = {"up after": wait_for(lambda: all(whole(address) for address in addresses), 120)}
+    found: dict[str, Any] = {"up after": wait_for(lambda: all(whole(address) for address in addresses), 420)}
     right = httpx.post(f"{addresses[0]}/v1/search", json={"query": QUERY, "k": 10}, timeout=10).json()
     ids = [hit["id"] for hit in right["hits"]]
     with Asker(addresses[0], ids) as strict, Asker(addresses[0], ids, on_shard_failure="partial") as lenient:
@@ -237,26 +259,17 @@ def serving(nodes: Nodes, folder: Path) -> dict[str, Any]:
         time.sleep(3)
         nodes.machines.add(E)
         nodes.join(E, group="shard")
-        joined = time.monotonic()
-
-        def well() -> bool:
-            recent = [a for asker in (strict, lenient) for a in list(asker.answers) if a[1] > time.monotonic() - 3]
-            return len(recent) > 10 and all(outcome == "right" for _, _, outcome in recent)
-
-        try:
-            wait_for(well, 60)
-        except AssertionError as e:
-            found["problem"] = str(e)
+        found["joined after"] = time.monotonic() - cut
+        wait_for(lambda: strict.is_well() and lenient.is_well(), 180)
     for name, asker in (("error", strict), ("partial", lenient)):
-        after = [answer for answer in asker.answers if answer[1] > cut]
-        bad = [done for _, done, outcome in after if outcome != "right"]
+        after = [answer for answer in asker.answers if answer.done > cut]
+        bad = [answer.done for answer in after if answer.outcome != "right"]
         found[name] = {
-            "before": sorted({outcome for _, done, outcome in asker.answers if done <= cut}),
-            "outcomes": {kind: sum(o == kind for _, _, o in after) for kind in sorted({o for _, _, o in after})},
-            "slowest": max(done - sent for sent, done, _ in after),
+            "before": sorted({answer.outcome for answer in asker.answers if answer.done <= cut}),
+            "outcomes": Counter(answer.outcome for answer in after),
+            "slowest": max(answer.done - answer.sent for answer in after),
             "right again after": max(bad, default=cut) - cut,
         }
-    found["joined after"] = joined - cut
     return found
 
 
