@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml .ci/setup
 demo: setup  ## embed, index, evaluate and serve the documentation of your Python packages (size=all: all of it)
 	@$(BIN)/raydr demo $(if $(size),size=$(size)) $(ARGS)
 
-test: setup  ## run the tests; ARGS="tests/index -k topk" selects
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup  ## run the tests, in two processes; ARGS="tests/index -k topk" selects, ARGS="-n 0 ..." runs in one
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check .

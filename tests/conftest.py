@@ -5,6 +5,7 @@ so a developer's own cluster is never touched. Real collections lie outside the 
 `../shared/data` beside the checkout); a test that needs one is skipped where it is absent.
 
     pytest -m "not ray and not slow"        the quick part
+    make test                               all of it, by two processes: see `pytest_collection_modifyitems`
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process more per tr
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with a thread for each core would wait for each other
 
 TINY_PASSAGES = {
     "bm25": ("Term weighting", "A ranking function that weighs rare terms more than frequent ones."),
@@ -46,6 +49,26 @@ TINY_QUERIES = {
     "q2": ("why does the sea rise and fall", {"moon": 1}),
     "q3": ("find similar embeddings quickly", {"faiss": 1}),
 }
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests must run in one process where `make test` has two: `-n 2 --dist loadgroup`.
+
+    All that start Ray are one group, because of two clusters on a machine Ray may take the wrong one; its first tests
+    are the first of all, because it takes longest. Every other file is a group of its own, which makes its fixtures
+    once.
+    """
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Stops where pytest-xdist did not see the groups, as under pytest 9.2.0: Ray's tests would fail for no reason."""
+    items = session.items
+    if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in items):
+        raise pytest.UsageError("pytest-xdist has put no test into a group; see the pin of pytest in pyproject.toml")
 
 
 @pytest.fixture(scope="session")

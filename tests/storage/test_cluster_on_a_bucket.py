@@ -37,6 +37,7 @@ def collection(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nodes_without_a_shared_disk(url, collection, tmp_path):

@@ -40,6 +40,7 @@ LOST = {"ConnectError", "ConnectTimeout", "ReadError", "RemoteProtocolError"}
 """What httpx calls a connection that a dying replica or HAProxy takes along; such a request is sent again."""
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif("RAYDR_FIRE" not in os.environ, reason="minutes of two cores; RAYDR_FIRE=1 asks for it")

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ["mice", "night", "sea", "milk", "honey", "house", "bird", "insect", "grass", "air", "hive", "stone", "glass"]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_an_index_is_served_from_nodes_that_each_hold_a_part_of_it(url, tmp_path):
