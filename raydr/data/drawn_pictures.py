@@ -2,8 +2,8 @@
 
 Notable: nothing is downloaded. Emoji get their names from Python's own Unicode table, and skin tones where the font has
 them; without the font (Debian's fonts-noto-color-emoji) shapes are drawn in every colour, size and place. What the
-test queries show is shown by no training query: parts are split by what is drawn. The folder is one that `data.path`
-names (docs/data_formats.md).
+test queries show is shown by no training query: parts are split by what is drawn. The picture that a query asks with
+is excluded from its answers. The folder is one that `data.path` names (docs/data_formats.md).
 
 | task | query | looks for |
 | --- | --- | --- |
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydr.types import IMAGE, INSTRUCTIONS, PASSAGE_ID, QUERY_ID, TASK, TEXT
+from raydr.types import EXCLUDED_IDS, IMAGE, INSTRUCTIONS, PASSAGE_ID, QUERY_ID, TASK, TEXT
 
 FONTS = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -57,10 +57,16 @@ _COLORS = {
 _PLACES = {"on the left": 22, "in the middle": 36, "on the right": 50}
 _SIZES = {"small": 9, "large": 18}
 _TEST_EVERY = 5
+PICTURE, NAME = "Find a picture.", "Find a name."
+"""The shortest wording of what is looked for; both kinds of query for pictures have the first."""
 INSTRUCTIONS_OF = {
-    "text to image": ["Find the picture that the words describe.", "Which picture shows this?"],
-    "image to text": ["Find the name of the picture.", "What does this picture show?"],
-    "image,text to image": ["Find the picture changed as the text says.", "Which picture is this one, changed so?"],
+    "text to image": ["Find the picture that the words describe.", "Which picture shows this?", PICTURE],
+    "image to text": ["Find the name of the picture.", "What does this picture show?", NAME],
+    "image,text to image": [
+        "Find the picture changed as the text says.",
+        "Which picture is this one, changed so?",
+        PICTURE,
+    ],
 }
 
 
@@ -98,6 +104,7 @@ def write_drawn_pictures(folder: Path) -> dict[str, int]:
             IMAGE: pa.binary(),
             INSTRUCTIONS: pa.list_(pa.string()),
             TASK: pa.string(),
+            EXCLUDED_IDS: pa.list_(pa.string()),
         }
     )
     pq.write_table(pa.Table.from_pylist(queries, schema=schema), folder / "queries.parquet")
@@ -111,16 +118,19 @@ def write_drawn_pictures(folder: Path) -> dict[str, int]:
 def _queries(pictures: list[Drawn]) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Query, what it looks for, and the kind that is shown."""
 
-    def query(query_id: str, task: str, text: str, image: bytes | None = None) -> dict[str, Any]:
-        return {QUERY_ID: query_id, TEXT: text, IMAGE: image, INSTRUCTIONS: INSTRUCTIONS_OF[task], TASK: task}
+    def query(query_id: str, task: str, text: str, shown: Drawn | None = None) -> dict[str, Any]:
+        asked = {QUERY_ID: query_id, TEXT: text, INSTRUCTIONS: INSTRUCTIONS_OF[task], TASK: task}
+        if shown is None:
+            return asked
+        return {**asked, IMAGE: shown.png, EXCLUDED_IDS: [_id("picture", shown)]}
 
     plain = {one.kind: one for one in pictures if not one.change}
     for one in pictures:
         yield query(_id("t", one), "text to image", one.name), _id("picture", one), one.kind
-        yield query(_id("i", one), "image to text", "", one.png), _id("name", one), one.kind
+        yield query(_id("i", one), "image to text", "", one), _id("name", one), one.kind
         if one.change and one.kind in plain:
             text = f"the same {one.change}"
-            asked = query(_id("c", one), "image,text to image", text, plain[one.kind].png)
+            asked = query(_id("c", one), "image,text to image", text, plain[one.kind])
             yield asked, _id("picture", one), one.kind
 
 
@@ -139,12 +149,15 @@ def _emoji(font_file: Path) -> Iterator[Drawn]:
             name = unicodedata.name(letter, "").lower()
             if not name or "modifier" in name or font.getmask(letter).getbbox() is None:
                 continue
-            yield Drawn(name, name, "", _emoji_png(letter, font))
+            plain = _emoji_png(letter, font)
+            yield Drawn(name, name, "", plain)
             if not joins or font.getlength(letter + _TONES["dark"]) > 1.5 * font.getlength(letter):
                 continue
             for tone, modifier in _TONES.items():
                 change = f"with {tone} skin tone"
-                yield Drawn(f"{name} {change}", name, change, _emoji_png(letter + modifier, font))
+                changed = _emoji_png(letter + modifier, font)
+                if changed != plain:  # of somebody who is all clothes no skin is seen
+                    yield Drawn(f"{name} {change}", name, change, changed)
 
 
 def _emoji_png(text: str, font: Any) -> bytes:
