@@ -59,11 +59,11 @@ class DemoImagesConfig(DemoSettings):
     """Folder of the artifacts."""
     size: int | None = Field(default=None, ge=2)
     """Number of pictures, the first ones; null: all that the font or the shapes give, about 1,900 or 384."""
-    clip_steps: PositiveInt = 600
+    clip_steps: PositiveInt = 500
     """Steps in which the dual encoder learns to see."""
-    random_steps: PositiveInt = 200
+    random_steps: PositiveInt = 150
     """Steps of MM-Embed's first stage."""
-    hard_steps: PositiveInt = 200
+    hard_steps: PositiveInt = 150
     """Steps of MM-Embed's second stage, with negatives by modality."""
 
 

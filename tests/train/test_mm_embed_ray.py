@@ -21,7 +21,8 @@ from tests.train.tiny import SETTINGS, losses
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 COLORS = {"red": (220, 20, 30), "blue": (10, 30, 200), "green": (20, 160, 60), "yellow": (240, 210, 30)}
-STEPS = {**SETTINGS, "max_steps": 4, "batch_size": 4, "adam_eps": 0.1, "clip_norm": 0.0}  # Adam forgives no factor so
+# So large an epsilon has Adam forgive no factor, and blow up no rounding error.
+STEPS = {**SETTINGS, "max_steps": 3, "batch_size": 4, "learning_rate": 5.0e-4, "clip_norm": 0.0, "adam_eps": 0.1}
 LORA = {"rank": 4, "alpha": 16, "target_modules": ["q_proj", "up_proj"]}
 
 
@@ -67,7 +68,7 @@ def test_two_workers_learn_what_one_learns(ray_cluster, examples, start, tmp_pat
     before, ours, theirs = (load_file(folder / "model.safetensors") for folder in (start, _model(two), _model(one)))
     assert ours.keys() == theirs.keys()
     assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
-    moved = {name for name in before if np.abs(ours[name] - before[name]).max() > 1e-5}
+    moved = {name for name in before if not np.array_equal(ours[name], before[name])}
     assert any("projector" in name for name in moved) and any("q_proj" in name for name in moved)
     assert any("vision_tower" in name for name in moved) is own.get("train_vision", False)
 

@@ -51,10 +51,13 @@ def test_what_was_trained_stands_beside_the_rest(tmp_path, monkeypatch, capsys):
     assert "round-02/ranker" in trained.ranker.args["model"]
 
 
+@pytest.mark.usefixtures("instant_training")
 def test_pictures_are_drawn_learned_and_searched_and_a_second_run_makes_nothing_again(
     ray_cluster, tmp_path, monkeypatch, capsys
 ):
-    """Ten kinds of shape in eight colours, and two steps of each training, which are Ray Train's."""
+    """Ten kinds of shape in eight colours, in this process; as above, the trainings alone are not Ray Train's, which
+    tests/train/test_mm_embed_ray.py has.
+    """
     monkeypatch.setattr("raydr.data.drawn_pictures.FONTS", ())
     monkeypatch.setattr("raydr.runtime.uses_ray", lambda *_, **__: False)
     config = DemoImagesConfig(out=tmp_path, size=80, clip_steps=2, random_steps=2, hard_steps=2, serve=False)
