@@ -8,11 +8,11 @@ BIN := .venv/bin
 STAMP := .venv/.raydr-$(STACK)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts docs wheel audit clean
+.PHONY: help setup demo demo-images test lint types contracts docs wheel audit clean
 
 help:  ## this list
 	@echo "raydr: dense retrieval on Ray. Targets (ARGS='...' is handed on, STACK=gpu installs the CUDA stack):"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
 setup: $(STAMP)  ## make .venv with everything installed (done by the other targets when needed)
 
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml .ci/setup
 
 demo: setup  ## embed, index, evaluate and serve the documentation of your Python packages (size=all: all of it)
 	@$(BIN)/raydr demo $(if $(size),size=$(size)) $(ARGS)
+
+demo-images: setup  ## draw pictures, train MM-Embed on them, evaluate and serve: search by words, by picture, by both
+	@$(BIN)/raydr demo-images $(ARGS)
 
 test: setup  ## run the tests, in two processes; ARGS="tests/index -k topk" selects, ARGS="-n 0 ..." runs in one
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)

@@ -40,6 +40,12 @@ SECTIONS = [
     ),
     ("The demo", "`raydr demo key=value ...`", "", "raydr.verbs.demo:DemoConfig"),
     (
+        "The demo of picture search",
+        "`raydr demo-images key=value ...`",
+        "",
+        "raydr.verbs.demo_images:DemoImagesConfig",
+    ),
+    (
         "A plan",
         "The config of `raydr plan`; [Scaling](scaling.md) has examples.",
         "",

@@ -41,6 +41,7 @@ start here:
   raydr doctor                                    is this machine ready?
   raydr demo                                      embed, index, evaluate and serve this environment's own documentation
   raydr search "join two data frames"             search what the demo indexed, without a server
+  raydr demo-images                               search by picture: pictures drawn here, a model trained on them
 
 your own collection (a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv), with a checkout's configs:
   raydr reproduce jobs/configs/zero_shot.yaml data.path=DIR data.split=test out=OUT
@@ -112,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"raydr {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_demo(commands)
+    _add_demos(commands)
     for verb, help_text in _VERBS.items():
         _add_verb(commands, verb, help_text)
     _add_serve(commands)
@@ -158,18 +159,30 @@ def _add_verb(commands: Any, verb: str, help_text: str) -> None:
     parser.add_argument("--output", choices=["text", "json"], default="text", help="form of the result on stdout")
 
 
-def _add_demo(commands: Any) -> None:
-    parser = _command(
+def _add_demos(commands: Any) -> None:
+    again = "A second run reuses what is finished. Stop the server with Ctrl-C."
+    documents = _command(
         commands,
         "demo",
         _run_demo,
         "search the documentation of the packages installed here: embed, index, evaluate, serve",
-        "A second run reuses what is finished. Stop the server with Ctrl-C.",
+        again,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="size=all takes everything (or size=3000)")
-    parser.add_argument("--out", type=Path, help="folder of the artifacts (runs/demo)")
-    parser.add_argument("--port", type=int, help="port of the search page on 127.0.0.1 (8000)")
-    parser.add_argument("--no-serve", action="store_true", help="stop after the evaluation")
+    pictures = _command(
+        commands,
+        "demo-images",
+        _run_demo_images,
+        "search pictures that this machine draws: train, embed, index, evaluate, serve",
+        again,
+    )
+    for parser, example, out in (
+        (documents, "size=all takes everything (or size=3000)", "runs/demo"),
+        (pictures, "such as size=400 or clip_steps=200", "runs/demo_images"),
+    ):
+        parser.add_argument("overrides", nargs="*", metavar="key=value", help=example)
+        parser.add_argument("--out", type=Path, help=f"folder of the artifacts ({out})")
+        parser.add_argument("--port", type=int, help="port of the search page on 127.0.0.1 (8000)")
+        parser.add_argument("--no-serve", action="store_true", help="stop after the evaluation")
 
 
 def _add_serve(commands: Any) -> None:
@@ -359,10 +372,21 @@ def _run_demo(arguments: argparse.Namespace) -> int:
     from raydr.config import load
     from raydr.verbs.demo import DemoConfig, demo
 
-    options = {"out": arguments.out, "port": arguments.port, "serve": "false" if arguments.no_serve else None}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    demo(load(DemoConfig, None, [*arguments.overrides, *given]))
+    demo(load(DemoConfig, None, _demo_overrides(arguments)))
     return 0
+
+
+def _run_demo_images(arguments: argparse.Namespace) -> int:
+    from raydr.config import load
+    from raydr.verbs.demo_images import DemoImagesConfig, demo_images
+
+    demo_images(load(DemoImagesConfig, None, _demo_overrides(arguments)))
+    return 0
+
+
+def _demo_overrides(arguments: argparse.Namespace) -> list[str]:
+    options = {"out": arguments.out, "port": arguments.port, "serve": "false" if arguments.no_serve else None}
+    return [*arguments.overrides, *(f"{name}={value}" for name, value in options.items() if value is not None)]
 
 
 def _run_serve(arguments: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from raydr.data.positives import positive_examples
 from raydr.encoders.factory import EncoderFactory
 from raydr.errors import ConfigError
 from raydr.evaluation.evaluate import evaluate_run
+from raydr.evaluation.metrics import without_excluded
 from raydr.evaluation.tasks import in_question
 from raydr.evaluation.trec import read_run
 from raydr.index.build import build_index
@@ -170,7 +171,8 @@ class Steps:
             reranker=built.build_reranker() if self.config.search.rerank else None,
         )
         artifacts = {**(baselines or {}), folder: run}
-        runs = {name: read_run(artifact.path / RUN) for name, artifact in artifacts.items()}
+        excluded = queries.excluded()
+        runs = {name: without_excluded(read_run(one.path / RUN), excluded) for name, one in artifacts.items()}
         qrels, reader = queries.qrels(), IndexReader.open(index)
         modalities = reader.modalities_of(in_question(runs, qrels)) if reader.has_pictures else None
         evaluation = evaluate_run(

@@ -13,6 +13,7 @@ from raydr.cli import build_parser, main
 
 SURFACE = {
     "demo": {"overrides", "--out", "--port", "--no-serve"},
+    "demo-images": {"overrides", "--out", "--port", "--no-serve"},
     "ingest": {"config", "overrides", "--dry-run", "--output"},
     "embed": {"config", "overrides", "--dry-run", "--output"},
     "index": {"config", "overrides", "--dry-run", "--output"},

@@ -24,6 +24,7 @@ from raydr.errors import DataError
 from raydr.types import (
     COPIES,
     DOCUMENT_ID,
+    EXCLUDED_IDS,
     IMAGE,
     INSTRUCTIONS,
     PASSAGE_ID,
@@ -99,6 +100,10 @@ class QuerySet:
     def tasks(self) -> dict[str, str]:
         """The task of each query that has one."""
         return {query_id: task for query_id, task in self._column(TASK).items() if task}
+
+    def excluded(self) -> dict[str, list[str]]:
+        """What is no answer to a query, of each query for which that is said; evaluations drop such hits."""
+        return {query_id: ids for query_id, ids in self._column(EXCLUDED_IDS).items() if ids}
 
     def _column(self, name: str) -> dict[str, Any]:
         """Query id -> value of a column; nothing where the queries have no such column."""

@@ -2,8 +2,8 @@
 
 Notable: nothing is downloaded. Emoji get their names from Python's own Unicode table, and skin tones where the font has
 them; without the font (Debian's fonts-noto-color-emoji) shapes are drawn in every colour, size and place. What the
-test queries show is shown by no training query: parts are split by what is drawn. The folder is one that `data.path`
-names (docs/data_formats.md).
+test queries show is shown by no training query: parts are split by what is drawn. The picture that a query asks with
+is excluded from its answers. The folder is one that `data.path` names (docs/data_formats.md).
 
 | task | query | looks for |
 | --- | --- | --- |
@@ -11,7 +11,7 @@ names (docs/data_formats.md).
 | image to text | a picture | its name |
 | image,text to image | a picture and "the same with dark skin tone" or "the same in blue" | the picture changed so |
 
-    write_drawn_pictures(Path("runs/pictures"))
+    build_drawn_pictures(Path("runs/pictures"))
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from __future__ import annotations
 import io
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydr.types import IMAGE, INSTRUCTIONS, PASSAGE_ID, QUERY_ID, TASK, TEXT
+from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
+from raydr.errors import DataError
+from raydr.types import EXCLUDED_IDS, IMAGE, INSTRUCTIONS, PASSAGE_ID, QUERY_ID, TASK, TEXT
 
+KIND = "drawn_pictures"
+HELD_OUT = "held_out"
+"""The folder with some pictures of the test part as files, to search with."""
+_FILES = 40
 FONTS = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
     "/usr/share/fonts/noto/NotoColorEmoji.ttf",
@@ -57,10 +64,16 @@ _COLORS = {
 _PLACES = {"on the left": 22, "in the middle": 36, "on the right": 50}
 _SIZES = {"small": 9, "large": 18}
 _TEST_EVERY = 5
+PICTURE, NAME = "Find a picture.", "Find a name."
+"""The shortest wording of what is looked for; both kinds of query for pictures have the first."""
 INSTRUCTIONS_OF = {
-    "text to image": ["Find the picture that the words describe.", "Which picture shows this?"],
-    "image to text": ["Find the name of the picture.", "What does this picture show?"],
-    "image,text to image": ["Find the picture changed as the text says.", "Which picture is this one, changed so?"],
+    "text to image": ["Find the picture that the words describe.", "Which picture shows this?", PICTURE],
+    "image to text": ["Find the name of the picture.", "What does this picture show?", NAME],
+    "image,text to image": [
+        "Find the picture changed as the text says.",
+        "Which picture is this one, changed so?",
+        PICTURE,
+    ],
 }
 
 
@@ -76,15 +89,29 @@ class Drawn(NamedTuple):
     png: bytes
 
 
-def write_drawn_pictures(folder: Path) -> dict[str, int]:
-    """Writes passages, queries and judgements of a train and a test part; returns how many there are of each."""
+def build_drawn_pictures(out: Path, *, size: int | None = None) -> Artifact:
+    """Passages, queries and judgements of a train and a test part in `out` (kind "drawn_pictures"), a folder that
+    `data.path` names; of the first `size` pictures where it is given. Finished ones of the same font and size stay.
+
+    Raises `DataError` where these are too few to have both parts.
+    """
     font = next((Path(path) for path in FONTS if Path(path).is_file()), None)
-    pictures = list(_emoji(font) if font is not None else _shapes())
+    settings = {"size": size, "font": None if font is None else [font.name, font.stat().st_size]}
+    if not is_finished(out, fingerprint(KIND, settings, {})):
+        pictures = list(islice(_shapes() if font is None else _emoji(font), size))
+        with write_artifact(out, kind=KIND, config=settings) as writer:
+            writer.counts.update(pictures=len(pictures), **_write(pictures, writer.path))
+    return open_artifact(out, kind=KIND)
+
+
+def _write(pictures: list[Drawn], folder: Path) -> dict[str, int]:
+    """The tables of these pictures; how many queries there are of each part."""
     kinds = list(dict.fromkeys(picture.kind for picture in pictures))
     part_of = {kind: "test" if number % _TEST_EVERY == 0 else "train" for number, kind in enumerate(kinds)}
+    if len(kinds) < 2:
+        raise DataError(f"size: of {len(pictures)} pictures no part can be held out; take more")
     passages = [{PASSAGE_ID: _id("picture", one), TEXT: "", IMAGE: one.png} for one in pictures]
     passages += [{PASSAGE_ID: _id("name", one), TEXT: one.name, IMAGE: None} for one in pictures]
-    folder.mkdir(parents=True, exist_ok=True)
     schema = pa.schema({PASSAGE_ID: pa.string(), TEXT: pa.string(), IMAGE: pa.binary()})
     pq.write_table(pa.Table.from_pylist(passages, schema=schema), folder / "passages.parquet")
     queries, lines = [], {"train": ["query-id\tcorpus-id\tscore"], "test": ["query-id\tcorpus-id\tscore"]}
@@ -98,29 +125,36 @@ def write_drawn_pictures(folder: Path) -> dict[str, int]:
             IMAGE: pa.binary(),
             INSTRUCTIONS: pa.list_(pa.string()),
             TASK: pa.string(),
+            EXCLUDED_IDS: pa.list_(pa.string()),
         }
     )
     pq.write_table(pa.Table.from_pylist(queries, schema=schema), folder / "queries.parquet")
-    (folder / "qrels").mkdir(exist_ok=True)
+    (folder / HELD_OUT).mkdir()
+    shown = [one for one in pictures if part_of[one.kind] == "test" and not one.change]
+    for one in shown[:: max(1, len(shown) // _FILES)][:_FILES]:
+        (folder / HELD_OUT / f"{one.name.replace(' ', '-')}.png").write_bytes(one.png)
+    (folder / "qrels").mkdir()
     for part, own in lines.items():
         (folder / f"qrels/{part}.tsv").write_text("\n".join(own) + "\n", encoding="utf-8")
-    counts = {f"{part} queries": len(own) - 1 for part, own in lines.items()}
-    return {"pictures": len(pictures), **counts}
+    return {f"{part}_queries": len(own) - 1 for part, own in lines.items()}
 
 
 def _queries(pictures: list[Drawn]) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Query, what it looks for, and the kind that is shown."""
 
-    def query(query_id: str, task: str, text: str, image: bytes | None = None) -> dict[str, Any]:
-        return {QUERY_ID: query_id, TEXT: text, IMAGE: image, INSTRUCTIONS: INSTRUCTIONS_OF[task], TASK: task}
+    def query(query_id: str, task: str, text: str, shown: Drawn | None = None) -> dict[str, Any]:
+        asked = {QUERY_ID: query_id, TEXT: text, INSTRUCTIONS: INSTRUCTIONS_OF[task], TASK: task}
+        if shown is None:
+            return asked
+        return {**asked, IMAGE: shown.png, EXCLUDED_IDS: [_id("picture", shown)]}
 
     plain = {one.kind: one for one in pictures if not one.change}
     for one in pictures:
         yield query(_id("t", one), "text to image", one.name), _id("picture", one), one.kind
-        yield query(_id("i", one), "image to text", "", one.png), _id("name", one), one.kind
+        yield query(_id("i", one), "image to text", "", one), _id("name", one), one.kind
         if one.change and one.kind in plain:
             text = f"the same {one.change}"
-            asked = query(_id("c", one), "image,text to image", text, plain[one.kind].png)
+            asked = query(_id("c", one), "image,text to image", text, plain[one.kind])
             yield asked, _id("picture", one), one.kind
 
 
@@ -139,12 +173,15 @@ def _emoji(font_file: Path) -> Iterator[Drawn]:
             name = unicodedata.name(letter, "").lower()
             if not name or "modifier" in name or font.getmask(letter).getbbox() is None:
                 continue
-            yield Drawn(name, name, "", _emoji_png(letter, font))
+            plain = _emoji_png(letter, font)
+            yield Drawn(name, name, "", plain)
             if not joins or font.getlength(letter + _TONES["dark"]) > 1.5 * font.getlength(letter):
                 continue
             for tone, modifier in _TONES.items():
                 change = f"with {tone} skin tone"
-                yield Drawn(f"{name} {change}", name, change, _emoji_png(letter + modifier, font))
+                changed = _emoji_png(letter + modifier, font)
+                if changed != plain:  # of somebody who is all clothes no skin is seen
+                    yield Drawn(f"{name} {change}", name, change, changed)
 
 
 def _emoji_png(text: str, font: Any) -> bytes:

@@ -24,7 +24,7 @@ _QUERY_IDS = ("query_id", "query-id", "_id", "id", "qid")
 _BREAKS_TREC_FILES = re.compile(r"[\s\x00-\x1f\x7f]")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _INT64 = range(-(2**63), 2**63)
-_OPTIONAL = frozenset({"title", "instructions", "task", "copies"})
+_OPTIONAL = frozenset({"title", "instructions", "task", "copies", "excluded_ids"})
 _PICTURES: Mapping[str, str] = {"text": "image", "query_text": "query_image"}
 """A text's role -> that of the picture which may stand in for it."""
 _IMAGES = ("image", "img", "image_path", "img_path")
@@ -43,9 +43,9 @@ def passage_names(columns: Columns, *, beir: bool = False, images: bool = False)
 
 
 def query_names(columns: Columns, *, beir: bool = False, images: bool = False) -> Names:
-    further: dict[str, tuple[str, ...]] = {}
+    further: dict[str, tuple[str, ...]] = {"excluded_ids": ("excluded_ids",)}
     if images:
-        further = {
+        further |= {
             "query_image": _names(columns.query_image, _QUERY_IMAGES),
             "instructions": ("instructions", "instruction"),
             "task": ("task",),

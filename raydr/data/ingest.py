@@ -230,10 +230,14 @@ class _Ingestion:
             text = fields.string(record, "query_text", optional=image is not None)
             if not text.strip() and image is None:
                 raise BadFieldError(fields.name("query_text"), "is empty")
-            row = QueryRow(text)
+            row = QueryRow(text, excluded_ids=fields.strings(record, "excluded_ids"))
             if self.images is not None:
-                instructions, copies = fields.strings(record, "instructions"), fields.count(record, "copies")
-                row = QueryRow(text, image is not None, instructions, fields.string(record, "task"), copies)
+                row = row._replace(
+                    has_image=image is not None,
+                    instructions=fields.strings(record, "instructions"),
+                    task=fields.string(record, "task"),
+                    copies=fields.count(record, "copies"),
+                )
             _claim(query_id, seen, fields.name("query_id"))
             return query_id, row, Pending([query_id], image, origin)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydr.types import COPIES, IMAGE, INSTRUCTIONS, QUERY_ID, TASK, TEXT
+from raydr.types import COPIES, EXCLUDED_IDS, IMAGE, INSTRUCTIONS, QUERY_ID, TASK, TEXT
 
 _MAX_BYTES = 64_000_000
 
@@ -30,6 +30,7 @@ class QueryRow(NamedTuple):
     instructions: list[str] = []
     task: str = ""
     copies: int | None = None
+    excluded_ids: list[str] = []
 
 
 class QueryWriter:
@@ -46,6 +47,8 @@ class QueryWriter:
             fields[TASK] = pa.string()
         if any(row.copies is not None for row in rows):
             fields[COPIES] = pa.int64()
+        if any(row.excluded_ids for row in rows):
+            fields[EXCLUDED_IDS] = pa.list_(pa.string())
         self._schema = pa.schema(fields)
         self._writer = pq.ParquetWriter(file, self._schema)
         self._rows: list[tuple[str, QueryRow, bytes | None]] = []
@@ -74,6 +77,7 @@ class QueryWriter:
             INSTRUCTIONS: [row.instructions for row in rows],
             TASK: [row.task or None for row in rows],
             COPIES: [row.copies or 1 for row in rows],
+            EXCLUDED_IDS: [row.excluded_ids for row in rows],
         }
         arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))

@@ -19,6 +19,7 @@ Notable:
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,16 @@ def measure_run(run: Run, qrels: Qrels, config: EvaluateConfig | None = None) ->
             values[rows[value.query_id], columns[value.measure]] = value.value
     names = [measure_name(name, config.relevance_level) for name in config.measures]
     return PerQuery([*qrels], names, values, counts)
+
+
+def without_excluded(run: Run, excluded: Mapping[str, Collection[str]]) -> Run:
+    """A run without the hits that are no answers: `excluded` says of a query which passages (documents, where they were
+    split) these are, such as the picture that it asks with.
+    """
+    return {
+        query_id: [hit for hit in hits if hit.passage_id not in ids] if (ids := excluded.get(query_id)) else hits
+        for query_id, hits in run.items()
+    }
 
 
 def _depth(measures: list[Measure]) -> int | None:

@@ -12,34 +12,29 @@ is finished. Without a terminal the server is stopped after its sample answers.
 from __future__ import annotations
 
 import sys
-import time
-from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from raydr import runtime
-from raydr.config import Component, Config
+from raydr.config import Component
 from raydr.data.api_docs import build_api_docs
 from raydr.data.config import DataConfig
-from raydr.encoders.precision import choose_precision
 from raydr.encoders.text import available_cpus
 from raydr.index.config import IndexConfig
 from raydr.stages.config import EmbedConfig, MineConfig, RerankConfig, SearchConfig
 from raydr.stages.search import RUN
 from raydr.train.config import TrainConfig
 from raydr.verbs.config import RunConfig
+from raydr.verbs.demo_steps import DemoSettings, DemoSteps, fast_precision, prepare_serving, presented
 from raydr.verbs.embed import embed
 from raydr.verbs.evaluate import evaluate
 from raydr.verbs.index import index
 from raydr.verbs.query import print_hits
 from raydr.verbs.rerank import rerank
 from raydr.verbs.search import search
-from raydr.verbs.serve import ask, check_port, prefer_few_hops, serving, wait_for_interrupt
+from raydr.verbs.serve import ask
 from raydr.verbs.train import train
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 SAMPLE_QUERIES = (
     "join two data frames on a column",
@@ -61,7 +56,7 @@ RERANKERS = {
 """What the page's switch calls them, and what they are."""
 
 
-class DemoConfig(Config):
+class DemoConfig(DemoSettings):
     """Settings of the demo."""
 
     out: Path = Path("runs/demo")
@@ -74,22 +69,15 @@ class DemoConfig(Config):
     first: bool = True
     """Whether, with `train`, a small language model is trained to rerank as well, and served on vLLM: some minutes,
     which show how FIRST works; docs/results.md has what half an hour of it gains."""
-    port: int = 8000
-    """Port of the search page on 127.0.0.1."""
-    serve: bool = True
-    """Whether to serve after the evaluation."""
 
 
 def demo(config: DemoConfig) -> None:
     """Runs the whole demo; returns when the server is interrupted, or at once after its answers without a terminal."""
-    started = time.monotonic()
     has_first = config.train and config.first and find_spec("vllm") is not None
     if config.train and config.first and not has_first:
         print("FIRST is left out: vLLM is not installed here (docs/install.md).", file=sys.stderr)
-    steps = _Steps(total=5 + 2 * config.train + has_first + config.serve)
-    if config.serve:
-        check_port("127.0.0.1", config.port)  # now, not after minutes of work
-        prefer_few_hops()
+    steps = DemoSteps(total=5 + 2 * config.train + has_first + config.serve)
+    prepare_serving(config)
     with steps("Collecting the documentation of the packages installed in this environment"):
         build_api_docs(config.out / "docs", size=config.size)
     run = RunConfig(
@@ -139,22 +127,14 @@ def demo(config: DemoConfig) -> None:
     print(f"Plot: {evaluation.path / 'report.png'}   Report: {evaluation.path / 'report.html'}\n")
     if not config.serve:
         return
-    with ExitStack() as stack:
-        with steps("Deploying the encoder, the shards and the search page on Ray Serve"):
-            address = stack.enter_context(serving(served, host="127.0.0.1", port=config.port, rerankers=rerankers))
+    with presented(served, config, steps, dashboard=dashboard, rerankers=rerankers) as address:
         for query in SAMPLE_QUERIES:
             print_hits(ask(address, query, k=3, rerank=bool(rerankers)), query=query)
-        print(f"Done in {time.monotonic() - started:.0f} s.")
+        print(f"Done in {steps.seconds:.0f} s.")
         print(f"Search page:    {address}")
         if rerankers:
             described = ", ".join(f"{name} ({RERANKERS[name]})" for name in rerankers)
             print(f"Its Rerank switch offers {described}.")
-        print(f"Ray dashboard:  {dashboard}   (asks for a token: ray get-auth-token)\n")
-        if sys.stdin.isatty():
-            print("Serving until Ctrl-C.", flush=True)
-            wait_for_interrupt()
-        else:
-            print(f"No terminal: shutting down. `raydr serve {served}` serves this index again.")
 
 
 def _train(run: RunConfig) -> Component:
@@ -184,7 +164,7 @@ def _train(run: RunConfig) -> Component:
                 batch_size=8,
                 learning_rate=3e-5,
                 worker_cpus=available_cpus(),
-                precision=_fast_precision(),
+                precision=fast_precision(),
                 log_every=2,
             ),
         }
@@ -218,7 +198,7 @@ def _train_first(run: RunConfig) -> Component:
                 learning_rate=2e-4,
                 warmup_share=0.1,
                 worker_cpus=available_cpus(),
-                precision=_fast_precision(),
+                precision=fast_precision(),
                 log_every=10,
             ),
         }
@@ -226,24 +206,5 @@ def _train_first(run: RunConfig) -> Component:
     return Component.model_validate(train(config).manifest.details["method"])
 
 
-def _fast_precision() -> Literal["float32", "bfloat16"]:
-    return "bfloat16" if choose_precision("auto", "cpu") == "bfloat16" else "float32"
-
-
 def _with_mode(run: RunConfig, mode: Literal["dense", "bm25", "hybrid"]) -> RunConfig:
     return run.model_copy(update={"search": run.search.model_copy(update={"mode": mode})})
-
-
-class _Steps:
-    """Says which step of how many begins, and how long it took."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._number = total, 0
-
-    @contextmanager
-    def __call__(self, title: str) -> Generator[None]:
-        self._number += 1
-        print(f"[{self._number}/{self._total}] {title}", file=sys.stderr, flush=True)
-        started = time.monotonic()
-        yield
-        print(f"      {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)

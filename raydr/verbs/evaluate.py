@@ -15,6 +15,7 @@ from raydr.errors import DataError
 from raydr.evaluation.comparison import compare_runs, comparison_table
 from raydr.evaluation.config import EvaluateConfig
 from raydr.evaluation.evaluate import evaluate_run
+from raydr.evaluation.metrics import without_excluded
 from raydr.evaluation.tasks import in_question
 from raydr.evaluation.trec import read_qrels, read_run
 from raydr.index.reader import IndexReader
@@ -37,7 +38,8 @@ def evaluate(
     if not corpus.has_qrels:
         raise DataError(f"{config.data.path}: has no judgements (qrels), so there is nothing to evaluate against")
     artifacts = {**(baselines or {}), label or config.search.mode: open_artifact(config.out / name, kind="run")}
-    runs = {key: read_run(artifact.path / "run.trec") for key, artifact in artifacts.items()}
+    excluded = corpus.excluded()
+    runs = {key: without_excluded(read_run(one.path / "run.trec"), excluded) for key, one in artifacts.items()}
     *_, last = runs
     qrels = corpus.qrels()
     modalities = _modalities(config.out / "index", corpus, in_question(runs, qrels))

@@ -9,6 +9,7 @@ serve run serve_configs/search.yaml      replicas, autoscaling, API keys, limits
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import os
 import signal
@@ -24,6 +25,7 @@ from raydr import runtime
 from raydr.config import Component
 from raydr.errors import ConfigError, RaydrError
 from raydr.serve.config import LOCAL_HOSTS, PROXY_TIMEOUT, AppArgs
+from raydr.types import Query
 
 APPLICATION = "raydr"
 _LOGGING = {"encoding": "JSON"}
@@ -105,12 +107,25 @@ def wait_for_interrupt() -> None:
 
 
 def ask(
-    address: str, query: str, *, k: int, mode: Literal["dense", "bm25", "hybrid"] = "dense", rerank: bool = False
+    address: str,
+    query: str | Query,
+    *,
+    k: int,
+    mode: Literal["dense", "bm25", "hybrid"] = "dense",
+    rerank: bool = False,
 ) -> list[dict[str, Any]]:
-    """The hits of one query over HTTP, as `POST /v1/search` returns them. Raises `RaydrError` on any other answer."""
+    """The hits of one query, words or anything else, over HTTP, as `POST /v1/search` returns them. Raises `RaydrError`
+    on any other answer.
+    """
     import httpx
 
-    body = {"query": query, "k": k, "mode": mode, "rerank": rerank}
+    asked = query if isinstance(query, Query) else Query("query", query)
+    parts = {
+        "query": asked.text,
+        "image": base64.b64encode(asked.image).decode() if asked.image is not None else "",
+        "instruction": asked.instruction,
+    }
+    body = {"k": k, "mode": mode, "rerank": rerank, **{name: part for name, part in parts.items() if part}}
     response = httpx.post(f"{address}/v1/search", json=body, timeout=60)
     if response.status_code != 200:
         raise RaydrError(f"{address}/v1/search answered {response.status_code}: {response.text[:500]}")

@@ -17,6 +17,9 @@ from pages import CONTRAST, site_in_process, watched_page
 from PIL import Image
 from tiny_pictures import picture, sent
 
+from raydr.types import Query
+from raydr.verbs.serve import ask as raydr_ask
+
 pytestmark = pytest.mark.browser
 
 RERANKERS = {"word": {"import_path": "tiny_pictures:WordReranker"}}
@@ -81,6 +84,14 @@ def test_a_picture_is_searched_with_however_it_comes(page, site, how):
     assert "red.png" in thumbnail.get_attribute("alt") or how != "choose"
     assert page.evaluate("document.activeElement.id") == "q"
     assert page.locator("body.dropping").count() == 0
+
+
+def test_a_demo_asks_the_same_of_its_server(site):
+    asked = Query("query", "yellow lemon", picture("red"), "Find words.")
+    hits = raydr_ask(site.rstrip("/"), asked, k=3)
+    expected = {"query": "yellow lemon", "image": sent(picture("red")), "instruction": "Find words.", "k": 3}
+    assert [hit["id"] for hit in hits] == ask(site, **expected)
+    assert ask(site, **{**expected, "image": sent(picture("blue"))}) != ask(site, **expected)
 
 
 def test_words_and_an_instruction_are_added_and_back_and_reload_keep_the_picture(page, site):

@@ -1,8 +1,9 @@
-"""The demo as a new user runs it, small and without a terminal: it answers, stops, and reuses what it made."""
+"""The demos as a new user runs them, small and without a terminal: they answer, stop, and reuse what they made."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 
 from raydr.artifacts import open_artifact
 from raydr.config import Component
+from raydr.data.corpus import Corpus
+from raydr.data.drawn_pictures import PICTURE
 from raydr.verbs.demo import DemoConfig, demo
+from raydr.verbs.demo_images import DemoImagesConfig, demo_images
 from tests.methods.conftest import instant_training  # noqa: F401
 from tests.servers import free_port
 
@@ -45,6 +49,42 @@ def test_what_was_trained_stands_beside_the_rest(tmp_path, monkeypatch, capsys):
     served = open_artifact(tmp_path / "round-02/index").manifest.details["encoder_version"]
     assert trained.encoder().version == served != open_artifact(tmp_path / "index").manifest.details["encoder_version"]
     assert "round-02/ranker" in trained.ranker.args["model"]
+
+
+@pytest.mark.usefixtures("instant_training")
+def test_pictures_are_drawn_learned_and_searched_and_a_second_run_makes_nothing_again(
+    ray_cluster, tmp_path, monkeypatch, capsys
+):
+    """Ten kinds of shape in eight colours, in this process; as above, the trainings alone are not Ray Train's, which
+    tests/train/test_mm_embed_ray.py has.
+    """
+    monkeypatch.setattr("raydr.data.drawn_pictures.FONTS", ())
+    monkeypatch.setattr("raydr.runtime.uses_ray", lambda *_, **__: False)
+    config = DemoImagesConfig(out=tmp_path, size=80, clip_steps=2, random_steps=2, hard_steps=2, serve=False)
+    demo_images(config)
+    first = capsys.readouterr().out
+    table = (tmp_path / "mm_embed/evaluate/summary.txt").read_text()
+    assert table in first
+    tasks = ("text to image", "image to text", "image,text to image")
+    assert all(name in table for name in ("CLIP", "MM-Embed", "R@10", "R@5", "R@1", "WrongModality@1", *tasks))
+    shown = re.findall(r"^    (.+)  ->  (.+)$", first, re.MULTILINE)
+    assert len(shown) == 3 * len(tasks)
+    changes = [asked.partition(" + ") for asked, _ in shown if " + " in asked]
+    assert len(changes) == 3 and all(changed.startswith('"the same in ') for _, _, changed in changes)
+    for asked, found in shown:
+        picture, with_picture, _ = asked.partition("]")
+        assert not with_picture or f"{picture}]" not in found  # nobody is answered with what they asked with
+    queries = Corpus.open(tmp_path / "mm_embed/corpus")
+    held_out = {path.stem for path in (tmp_path / "pictures/held_out").iterdir()}
+    trained_on = (tmp_path / "pictures/qrels/train.tsv").read_text()
+    assert held_out and not any(name in trained_on for name in held_out)
+    assert set(queries.excluded()) == {query.query_id for query in queries.queries() if query.image is not None}
+    served = open_artifact(tmp_path / "mm_embed/index").manifest.details["encoder_version"]
+    method = Component.model_validate(open_artifact(tmp_path / "mm_embed/method").manifest.details["method"]).build()
+    assert method.encoder().version == served and method.config.instruction == PICTURE
+    made = _manifests(tmp_path)
+    demo_images(config)
+    assert _manifests(tmp_path) == made
 
 
 def _demo(out: Path) -> str:

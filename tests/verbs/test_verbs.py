@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from raydr.config import load
+from raydr.data.corpus import Corpus
 from raydr.errors import ArtifactError
 from raydr.evaluation.trec import read_run
 from raydr.verbs.config import RunConfig
@@ -32,6 +34,23 @@ def test_reproduce_leaves_run_and_metrics(tiny_beir, tmp_path):
     assert {"nDCG@10", "RR@10", "R@100"} <= set(metrics)
     assert metrics["RR@10"] == 1.0, "MiniLM finds the right passage of ten for each of the three plain questions"
     assert set(read_run(tmp_path / "out/search/run.trec")) == {"q1", "q2", "q3"}
+
+
+def test_what_a_query_excludes_is_found_and_is_no_answer(tiny_beir, tmp_path):
+    """The run has it; every figure is made without it. An id that the corpus lacks excludes nothing."""
+    file = tiny_beir / "queries.jsonl"
+    first, *others = [json.loads(line) for line in file.read_text().splitlines()]
+    judged = (line.split() for line in (tiny_beir / "qrels/test.tsv").read_text().splitlines())
+    right = [passage_id for query_id, passage_id, _ in judged if query_id == first["_id"]]
+    first["excluded_ids"], others[0]["excluded_ids"] = right, "nowhere"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
+    reproduce(_config(tiny_beir, tmp_path / "out", "runtime=local"))
+    assert Corpus.open(tmp_path / "out/corpus").excluded() == {first["_id"]: right, others[0]["_id"]: ["nowhere"]}
+    assert read_run(tmp_path / "out/search/run.trec")[first["_id"]][0].passage_id in right
+    metrics = json.loads((tmp_path / "out/evaluate/metrics.json").read_text())
+    assert metrics["RR@10"] == pytest.approx(2 / 3)
+    rows = pq.read_table(tmp_path / "out/evaluate/per_query.parquet").to_pylist()
+    assert [row["RR@10"] for row in rows if row["query_id"] == first["_id"]] == [0.0]
 
 
 def test_a_second_run_reuses_every_step(tiny_beir, tmp_path):
