@@ -62,6 +62,7 @@ VALID: list[tuple[str, str, Any]] = [
         },
     ),
     ("POST", "/v1/search", {"query": "animal", "feedback": {"scores": "lexical", "order": "lexical", "depth": 3}}),
+    ("POST", "/v1/search", {"queries": ["animal", "night"], "prf": {"method": "rocchio", "k": 2}, "mode": "hybrid"}),
     ("POST", "/v1/embeddings", {"input": ["first", "second"], "encoding_format": "base64", "dimensions": 64}),
     ("POST", "/v1/embeddings", {"input": [[101, 2000, 102], [7]], "input_type": "search_query", "model": "minilm"}),
     ("POST", "/v1/rerank", {"query": "a cat", "documents": ["a dog", {"text": "a cat"}], "top_n": 1}),
@@ -82,7 +83,8 @@ WITH_PICTURES: list[tuple[str, str, Any]] = [
     ("POST", "/v1/embeddings", {"input": [{"image": PIXELS}, "text", {"text": "red", "image": PIXELS}]}),
     ("POST", "/v1/embeddings", {"input": {"image": PIXELS}, "input_type": "query", "instruction": "Find words."}),
 ]
-FIELDS = ("query", "queries", "k", "mode", "filters", "allow_ids", "exclude_ids", "rerank_depth", "feedback", "fields",
+FIELDS = ("query", "queries", "k", "mode", "filters", "allow_ids", "exclude_ids", "rerank_depth", "feedback", "prf",
+          "fields",
           "input", "dimensions", "documents", "texts", "top_n", "model", "input_type", "encoding_format")  # fmt: skip
 PATHS = ("/ui/%2e%2e/%2e%2e/auth.py", "/ui//etc/passwd", "/ui/..%2fhttp.py", "/ui/%00", "/v1/%0d%0aX: y", "//",
          "/v1//search", "/v1/search/", "/ui/" + "a/" * 400, "/" + "x" * 8000, "/ui/\u202e", "/v1/search?k=1",

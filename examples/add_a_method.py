@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from raydr.config import validate
 from raydr.encoders.text import TextEncoder
 from raydr.methods.base import Method
 from raydr.protocols import Encoder
-from raydr.types import Embeddings, Hit, Passage, Query
+from raydr.types import Embeddings, Found, Query
 from raydr.verbs.config import RunConfig
 from raydr.verbs.reproduce import reproduce
 
@@ -43,21 +44,19 @@ class AverageFeedback(Method):
         return TextEncoder(TextEncoder.Config(**self.config.model_dump(exclude=own_fields)))
 
     def build_refiner(self, encoder: Encoder) -> Averaging:
-        return Averaging(encoder, self.config.num_feedback, self.config.weight)
+        return Averaging(self.config.num_feedback, self.config.weight)
 
 
 @dataclass
 class Averaging:
     """The invention: a `QueryRefiner`."""
 
-    encoder: Encoder
     num_feedback: int
     weight: float
+    reads: Literal["embeddings"] = "embeddings"
 
-    def refine(
-        self, queries: Sequence[Query], embeddings: Embeddings, feedback: Sequence[Sequence[tuple[Hit, Passage]]]
-    ) -> Embeddings:
-        means = [self.encoder.encode_passages([passage for _, passage in found]).mean(axis=0) for found in feedback]
+    def refine(self, queries: Sequence[Query], embeddings: Embeddings, found: Sequence[Found]) -> Embeddings:
+        means = [own.embeddings.mean(axis=0) for own in found]
         return ((1 - self.weight) * embeddings + self.weight * np.stack(means)).astype(np.float32)
 
 

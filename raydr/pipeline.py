@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from raydr.prf import refined
 from raydr.protocols import Encoder, Index, QueryRefiner, Reranker, TopK
-from raydr.types import Hit, Passage, Query, Run
+from raydr.types import Found, Hit, Passage, Query, Run
 
 
 @dataclass
@@ -31,12 +33,18 @@ class Pipeline:
         embeddings = self.encoder.encode_queries(queries)
         if self.refiner is not None:
             first = to_hits(self.index, self.index.search(embeddings, self.refiner.num_feedback))
-            feedback = [[(hit, self.passages[hit.passage_id]) for hit in hits] for hits in first]
-            embeddings = self.refiner.refine(queries, embeddings, feedback)
+            embeddings = refined(self.refiner, queries, embeddings, [self._found(hits) for hits in first])
         ranked = to_hits(self.index, self.index.search(embeddings, k))
         if self.reranker is not None:
             ranked = [self.reranker.rerank(q, hits, self.passages) for q, hits in zip(queries, ranked, strict=True)]
         return {query.query_id: hits for query, hits in zip(queries, ranked, strict=True)}
+
+    def _found(self, hits: list[Hit]) -> Found:
+        passages = [self.passages[hit.passage_id] for hit in hits]
+        if self.refiner is not None and self.refiner.reads == "embeddings":
+            embeddings: Any = self.encoder.encode_passages(passages)
+            return Found(hits, embeddings=embeddings)
+        return Found(hits, passages)
 
 
 def to_hits(index: Index, top: TopK) -> list[list[Hit]]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from raydr.types import Embeddings, Hit, Passage, Query
+from raydr.types import Embeddings, Found, Hit, Passage, Query
 
 if TYPE_CHECKING:
     import ray.data
@@ -68,16 +68,23 @@ class Index(Protocol):
 
 @runtime_checkable
 class QueryRefiner(Protocol):
-    """Makes better query embeddings from the passages of a first search (pseudo-relevance feedback)."""
+    """Makes better query embeddings from what a first search found (pseudo-relevance feedback)."""
 
     @property
     def num_feedback(self) -> int:
-        """How many passages of the first search `refine` wants to see per query."""
+        """How many hits of the first search `refine` wants to see per query; 0: none, nothing is searched for it."""
         ...
 
-    def refine(
-        self, queries: Sequence[Query], embeddings: Embeddings, feedback: Sequence[Sequence[tuple[Hit, Passage]]]
-    ) -> Embeddings: ...
+    @property
+    def reads(self) -> Literal["passages", "embeddings"]:
+        """What it reads of these hits: their passages, or the index's embeddings of them."""
+        ...
+
+    def refine(self, queries: Sequence[Query], embeddings: Embeddings, found: Sequence[Found]) -> Embeddings:
+        """One row per query, each of which depends on its own query alone: servers refine those of several requests
+        at once. Asked only about queries that found all the hits it wants (`raydr.prf.refined`).
+        """
+        ...
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ once; the trained method is a method like any other.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from raydr.index.reader import IndexReader
 from raydr.stages.config import MineConfig
 from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import examples_of_file, mine_negatives, training_data
+from raydr.stages.passage_embeddings import keep_embeddings
 from raydr.stages.pictures_on_ray import preparation, prepare_on_ray
 from raydr.stages.query_encoder import QueryEncoder
 from raydr.stages.score import score_examples
@@ -91,6 +92,10 @@ class Steps:
         build_index(self.corpus, embeddings, self.config.index, out / "index", use_ray=self.use_ray)
         return out / "index"
 
+    def embeddings_of(self, index: Path, sets: Sequence[ExampleSet | None], folder: str) -> Artifact:
+        """The embeddings in `index` of all passages of the examples: what trains a side against a frozen other one."""
+        return keep_embeddings(index, [own for own in sets if own is not None], self.config.out / folder)
+
     def examples(self, method: Component) -> tuple[ExampleSet, ExampleSet | None]:
         """The training and dev examples of a training in one round: mined with `method`, or those of the config's file.
 
@@ -121,11 +126,15 @@ class Steps:
         *,
         split: str | None = None,
         queries: QuerySet | None = None,
+        num_feedback: int | None = None,
     ) -> ExampleSet:
         """Examples for the queries of the dev `split`, or for all of the `queries` given, with negatives found in
-        `index`; neither: as the config says, which may name a file of examples instead.
+        `index`; neither: as the config says, which may name a file of examples instead. `num_feedback`: first hits that
+        are kept with each query; None: as the config says.
         """
         config = self.config.mine if split is None else self._of_split(split)
+        if num_feedback is not None:
+            config = config.model_copy(update={"num_feedback": num_feedback})
         if queries is not None:
             config = config.model_copy(update={"source_file": None, "max_queries": None})
         if config.source_file is not None:
@@ -141,10 +150,12 @@ class Steps:
         )
         return ExampleSet(mined)
 
-    def dev(self, method: Component, index: Path) -> ExampleSet | None:
+    def dev(self, method: Component, index: Path, *, num_feedback: int | None = None) -> ExampleSet | None:
         """Examples of the dev split, for choosing among checkpoints; None where the config names none."""
         split = self.config.mine.dev_split
-        return self.mine(method, index, "examples_dev", split=split) if split is not None else None
+        if split is None:
+            return None
+        return self.mine(method, index, "examples_dev", split=split, num_feedback=num_feedback)
 
     def evaluate(
         self, method: Component, index: Path, folder: str, *, baselines: Mapping[str, Artifact] | None = None

@@ -31,6 +31,8 @@ class Query(NamedTuple):
     """A picture as the bytes of its file (PNG, JPEG or WebP)."""
     instruction: str = ""
     """What is looked for ("Find a picture that the text describes."), for encoders that read instructions."""
+    feedback: tuple[Passage, ...] = ()
+    """What a first search found, best first, for encoders that read it (pseudo-relevance feedback)."""
 
     @property
     def modality(self) -> Modality:
@@ -75,6 +77,16 @@ class Hit(NamedTuple):
 
     passage_id: str
     score: float
+
+
+class Found(NamedTuple):
+    """What a first search found for one query, best first, for a refiner; of the passages only what it reads."""
+
+    hits: Sequence[Hit]
+    passages: Sequence[Passage] = ()
+    """Those of the hits; empty where the refiner reads embeddings."""
+    embeddings: Float32[np.ndarray, "hit dim"] = np.empty((0, 0), dtype=np.float32)
+    """The index's own of the hits, as far as its coding keeps them; none where the refiner reads passages."""
 
 
 def with_rest(head: list[Hit], rest: Sequence[Hit]) -> list[Hit]:

@@ -89,10 +89,10 @@ class AddFeedback:
     """Adds the embedding of the best passage to the query."""
 
     num_feedback = 1
+    reads = "passages"
 
-    def refine(self, queries, embeddings, feedback):
-        encoder = CountingEncoder()
-        return embeddings + encoder.encode_passages([found[0][1] for found in feedback])
+    def refine(self, queries, embeddings, found):
+        return embeddings + CountingEncoder().encode_passages([own.passages[0] for own in found])
 
 
 def test_a_refiner_searches_again_with_what_the_first_search_found():

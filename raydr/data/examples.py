@@ -8,7 +8,7 @@ ids stay in memory.
 | file | columns |
 | --- | --- |
 | queries.arrow | query_id, text; positives, negatives (rows; negatives hardest first), their scores, negative_sources |
-| | image, instructions, task and copies where the queries have them |
+| | image, instructions, task and copies where the queries have them; feedback (rows, best first) where it was kept |
 | passages.arrow | passage_id, title, text; document_id where documents were split |
 | | image and image_hash where there are pictures |
 
@@ -61,6 +61,7 @@ NEGATIVES = "negatives"
 POSITIVE_SCORES = "positive_scores"
 NEGATIVE_SCORES = "negative_scores"
 NEGATIVE_SOURCES = "negative_sources"
+FEEDBACK = "feedback"
 
 _ROWS, _SCORES = pa.list_(pa.int64()), pa.list_(pa.float32())
 _QUERY_SCHEMA = pa.schema(
@@ -93,6 +94,8 @@ class Example:
     """Where each negative is from (random, bm25, model, file); empty where nobody said."""
     positive_scores: Sequence[float] = ()
     """The score of each positive, like that of the negatives."""
+    feedback: Sequence[str] = ()
+    """What a first search found, best first, whatever was judged of it; for encoders of queries that read it."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,14 @@ class ExampleSet:
     def query(self, row: int) -> Query:
         image = self._queries[IMAGE][row].as_py() if IMAGE in self._queries.column_names else None
         instruction = next(iter(self.instructions(row)), "")
-        return Query(self._queries[QUERY_ID][row].as_py(), self._queries[TEXT][row].as_py(), image, instruction)
+        feedback = tuple(self.passages(self._lists[FEEDBACK][row])) if FEEDBACK in self._lists else ()
+        text = self._queries[TEXT][row].as_py()
+        return Query(self._queries[QUERY_ID][row].as_py(), text, image, instruction, feedback)
+
+    @cached_property
+    def num_feedback(self) -> int | None:
+        """Most hits of a first search that were kept for a query; None where none were asked for."""
+        return max(map(len, self._queries[FEEDBACK].to_pylist()), default=0) if FEEDBACK in self._lists else None
 
     def instructions(self, row: int) -> list[str]:
         """All wordings of the query's instruction; empty where it has none."""
@@ -204,7 +214,8 @@ class ExampleSet:
 
     @cached_property
     def _lists(self) -> dict[str, _Lists]:
-        return {name: _Lists.of(self._queries[name]) for name in _QUERY_SCHEMA.names[2:6]}
+        names = [*_QUERY_SCHEMA.names[2:6], *([FEEDBACK] if FEEDBACK in self._queries.column_names else [])]
+        return {name: _Lists.of(self._queries[name]) for name in names}
 
     @cached_property
     def _sources(self) -> tuple[list[str], _Lists]:
@@ -291,14 +302,21 @@ class ExampleWriter:
     """
 
     def __init__(
-        self, folder: Path, *, is_split: bool = False, has_pictures: bool = False, labels: QueryLabels | None = None
+        self,
+        folder: Path,
+        *,
+        is_split: bool = False,
+        has_pictures: bool = False,
+        labels: QueryLabels | None = None,
+        has_feedback: bool = False,
     ) -> None:
         names = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if is_split else [])]
         fields: dict[str, pa.DataType] = {name: pa.string() for name in names}
         pictures = {IMAGE: PICTURES, _IMAGE_HASH: pa.int64()} if has_pictures else {}
         self._passage_schema = pa.schema({**fields, **pictures})
         self._labels = labels or QueryLabels()
-        self._query_schema = pa.schema([*_QUERY_SCHEMA, *pa.schema(self._labels.schema)])
+        feedback = pa.schema({FEEDBACK: _ROWS} if has_feedback else {})
+        self._query_schema = pa.schema([*_QUERY_SCHEMA, *feedback, *pa.schema(self._labels.schema)])
         self._queries = pa.ipc.new_file(str(folder / QUERIES), self._query_schema)
         self._passages = pa.ipc.new_file(str(folder / PASSAGES), self._passage_schema)
         self._rows: dict[str, int] = {}
@@ -326,6 +344,8 @@ class ExampleWriter:
             columns[POSITIVE_SCORES].append(list(example.positive_scores))
             columns[NEGATIVE_SCORES].append(list(example.negative_scores))
             columns[NEGATIVE_SOURCES].append(list(example.negative_sources))
+            if FEEDBACK in columns:
+                columns[FEEDBACK].append(self._rows_of(example.query, example.feedback))
             labels = self._labels.row(example.query)
             for name in self._labels.schema:
                 columns[name].append(labels[name])
@@ -371,8 +391,9 @@ def write_examples(
     """Writes a set that fits into memory; `passages` has every passage that an example names. Returns the counts."""
     examples = list(examples)
     has_pictures = any(passage.image is not None for passage in passages.values())
-    with ExampleWriter(folder, has_pictures=has_pictures, labels=labels) as writer:
-        named = writer.new(chain.from_iterable((*example.positives, *example.negatives) for example in examples))
+    has_feedback = any(example.feedback for example in examples)
+    with ExampleWriter(folder, has_pictures=has_pictures, labels=labels, has_feedback=has_feedback) as writer:
+        named = writer.new(chain.from_iterable((*e.positives, *e.negatives, *e.feedback) for e in examples))
         writer.add(examples, passage_table([passages[passage_id] for passage_id in named if passage_id in passages]))
         return writer.counts
 

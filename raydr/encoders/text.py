@@ -18,7 +18,7 @@ import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -33,6 +33,9 @@ from raydr.encoders.tokenization import BoundedTokenizer, load_tokenizer
 from raydr.errors import ConfigError
 from raydr.models.pooling import Pooling
 from raydr.types import Passage, Query
+
+if TYPE_CHECKING:
+    from raydr.models.dual_encoder import DualEncoder
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +80,16 @@ class TextEncoderConfig(Config):
 
 
 class TextEncoder:
-    """An `Encoder` of one checkpoint; safe to call from several threads once built."""
+    """An `Encoder` of one checkpoint; safe to call from several threads once built.
+
+    `first_pooled` tokens at the start of every text are left out of its embedding.
+    """
 
     Config: ClassVar[type[TextEncoderConfig]] = TextEncoderConfig
 
-    def __init__(self, config: TextEncoderConfig) -> None:
+    def __init__(self, config: TextEncoderConfig, *, first_pooled: int = 0) -> None:
         self.config = config
+        self.first_pooled = first_pooled
         self.checkpoint = checkpoint = open_checkpoint(config.model)
         self.pooling: Pooling = checkpoint.pooling if config.pooling == "auto" else config.pooling
         self.normalize = checkpoint.normalize if config.normalize is None else config.normalize
@@ -108,6 +115,7 @@ class TextEncoder:
             "max_tokens": [self.max_query_tokens, self.max_passage_tokens],
             "prompts": [self.query_prompt, self.passage_prompt],
             "title_separator": self.config.title_separator,
+            **({"first_pooled": self.first_pooled} if self.first_pooled else {}),
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -156,6 +164,26 @@ class TextEncoder:
         """What token ids are padded with."""
         return self._tokenizer[1]
 
+    def embed_tokens(self, token_ids: Sequence[Sequence[int]]) -> Float32[np.ndarray, "text dim"]:
+        """Embeddings of texts as the network reads them, special tokens included."""
+        embeddings = np.empty((len(token_ids), self.dim), dtype=np.float32)
+        if token_ids:
+            embeddings[:] = self._batcher.run(token_ids)
+        return embeddings
+
+    def load_network(self, precision: Precision) -> DualEncoder:
+        """The network itself, with the weights of the checkpoint."""
+        from raydr.encoders import torch_backend
+
+        return torch_backend.load_network(
+            self.checkpoint,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            dimensions=self.config.dimensions,
+            precision=precision,
+            first_pooled=self.first_pooled,
+        )
+
     def _query_texts(self, queries: Sequence[Query]) -> list[str]:
         return [self.query_prompt + query.text for query in queries]
 
@@ -164,12 +192,9 @@ class TextEncoder:
         return [self.passage_prompt + passage.joined(separator) for passage in passages]
 
     def _encode(self, texts: list[str], tokenizer: BoundedTokenizer) -> Float32[np.ndarray, "text dim"]:
-        embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
-        if not texts:
-            return embeddings
         if len(texts) <= _CHUNK_TEXTS:  # nothing to read ahead: a query pays for no thread
-            embeddings[:] = self._batcher.run(tokenizer.encode(texts))
-            return embeddings
+            return self.embed_tokens(tokenizer.encode(texts) if texts else [])
+        embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
         with ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(tokenizer.encode, texts[:_CHUNK_TEXTS])
             for start in range(0, len(texts), _CHUNK_TEXTS):
@@ -203,29 +228,23 @@ class TextEncoder:
     def _build_backend(self) -> Backend:
         from raydr.encoders import torch_backend
 
-        def load(precision: Precision) -> torch_backend.DualEncoder:
-            return torch_backend.load_network(
-                self.checkpoint,
-                pooling=self.pooling,
-                normalize=self.normalize,
-                dimensions=self.config.dimensions,
-                precision=precision,
-            )
-
         num_threads = self.config.num_threads or available_cpus()
         if self.backend_name == "openvino":
             from raydr.encoders import openvino_backend
 
             key = f"{self.checkpoint.fingerprint()} {self.pooling} {self.normalize} {self.dim}"
+            key += f" {self.first_pooled}" if self.first_pooled else ""
             try:
-                model = openvino_backend.cached_model(key, lambda: load("float32"))
+                model = openvino_backend.cached_model(key, lambda: self.load_network("float32"))
                 return openvino_backend.OpenVinoBackend(model, precision=self.precision, num_threads=num_threads)
             except (RuntimeError, TypeError, ValueError, AttributeError) as error:
                 # What a network that cannot be traced or converted raises, and only `auto` has another way to run it.
                 if self.config.backend != "auto":
                     raise
                 log.warning("OpenVINO cannot run %s, torch does: %s", self.config.model, str(error).splitlines()[0])
-        return torch_backend.TorchBackend(load(self.precision), device=self.device, num_threads=num_threads)
+        return torch_backend.TorchBackend(
+            self.load_network(self.precision), device=self.device, num_threads=num_threads
+        )
 
     def _limit(self, field: str, requested: int | None) -> int:
         readable = self.checkpoint.max_positions

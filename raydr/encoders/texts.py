@@ -1,5 +1,7 @@
 """Texts as token ids, some with a picture: what tokenising gives and networks are given, padded where it is used.
 
+Where a side is frozen, its embeddings stand in the place of its texts (`Vectors`), and no network reads it.
+
 Texts([[101, 7, 102], [101, 102]]).padded(pad_id=0).inputs
 """
 
@@ -11,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float32
 
 from raydr.encoders.token_batches import collate
 
 if TYPE_CHECKING:
-    from raydr.models.tokens import Tokens
+    from raydr.models.tokens import ReadyEmbeddings, Tokens
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,31 @@ class Texts:
             pixels = torch.from_numpy(raw).view(len(rows), side, side, 3).permute(0, 3, 1, 2)
             tokens = tokens._replace(pictures=Pictures(pixels.contiguous(), torch.tensor(rows)))
         return tokens
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Texts whose embeddings are there already."""
+
+    rows: Float32[np.ndarray, "text dim"]
+
+    @classmethod
+    def of(cls, rows: Sequence[bytes]) -> Vectors:
+        """From the bytes of `parts`."""
+        return cls(np.frombuffer(b"".join(rows), dtype=np.float32).reshape(len(rows), -1))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def parts(self) -> dict[str, list | None]:
+        return {"vectors": [row.tobytes() for row in self.rows]}
+
+    def padded(self, pad_id: int, *, multiple_of: int = 1) -> ReadyEmbeddings:
+        """As a tensor, on the CPU; there is nothing to pad."""
+        import torch
+
+        from raydr.models.tokens import ReadyEmbeddings
+
+        del pad_id, multiple_of
+        return ReadyEmbeddings(torch.from_numpy(self.rows.copy()))

@@ -20,7 +20,13 @@ from raydr.models.pooling import Pooling
 
 
 def load_network(
-    checkpoint: Checkpoint, *, pooling: Pooling, normalize: bool, dimensions: int | None, precision: Precision
+    checkpoint: Checkpoint,
+    *,
+    pooling: Pooling,
+    normalize: bool,
+    dimensions: int | None,
+    precision: Precision,
+    first_pooled: int = 0,
 ) -> DualEncoder:
     """The checkpoint's transformer, from safetensors and without code of its own, with the pooling on top."""
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
@@ -39,7 +45,9 @@ def load_network(
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{checkpoint.path}: transformers cannot load this model: {error}") from error
-    return DualEncoder(transformer, pooling=pooling, normalize=normalize, dimensions=dimensions).eval()
+    return DualEncoder(
+        transformer, pooling=pooling, normalize=normalize, dimensions=dimensions, first_pooled=first_pooled
+    ).eval()
 
 
 class TorchBackend:

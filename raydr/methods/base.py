@@ -156,16 +156,7 @@ class DualEncoderMethod(Method):
         return TextEncoder(self.encoder_config)
 
     def build_model(self) -> nn.Module:
-        from raydr.encoders.torch_backend import load_network
-
-        encoder = TextEncoder(self.encoder_config)
-        return load_network(
-            encoder.checkpoint,
-            pooling=encoder.pooling,
-            normalize=encoder.normalize,
-            dimensions=self.config.dimensions,
-            precision="float32",
-        )
+        return TextEncoder(self.encoder_config).load_network("float32")
 
     def save_model(self, model: nn.Module, folder: Path) -> None:
         from raydr.encoders.export import save_dual_encoder

@@ -69,7 +69,7 @@ class LateInteraction:
         self._loss = loss
 
     def __call__(self, model: Any, batch: TrainBatch) -> LossOutput:
-        queries, passages = batch.sides
+        queries, passages = batch.texts
         scores = group_interaction(
             model(queries.ids, queries.mask), model(passages.ids, passages.mask), queries.full_mask, passages.full_mask
         )

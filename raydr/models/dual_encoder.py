@@ -24,21 +24,32 @@ class DualEncoder(nn.Module):
         pooling: which tokens make the embedding.
         normalize: whether embeddings have length 1 (inner product is then the cosine).
         dimensions: number of leading dimensions to keep, for models trained with Matryoshka losses; None keeps all.
+        first_pooled: tokens at the start that the pooling does not see.
     """
 
     def __init__(
-        self, transformer: nn.Module, *, pooling: Pooling, normalize: bool = True, dimensions: int | None = None
+        self,
+        transformer: nn.Module,
+        *,
+        pooling: Pooling,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        first_pooled: int = 0,
     ) -> None:
         super().__init__()
         self.transformer = transformer
         self.pooling: Pooling = pooling
         self.normalize = normalize
         self.dimensions = dimensions
+        self.first_pooled = first_pooled
 
     def forward(
         self, input_ids: Int[Tensor, "text token"], attention_mask: Int[Tensor, "text token"] | None = None
     ) -> Float[Tensor, "text dim"]:
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.first_pooled:
+            hidden = hidden[:, self.first_pooled :]
+            attention_mask = None if attention_mask is None else attention_mask[:, self.first_pooled :]
         embeddings = pool(hidden.float(), attention_mask, self.pooling)
         if self.dimensions is not None:
             embeddings = embeddings[:, : self.dimensions]

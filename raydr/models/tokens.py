@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 
@@ -82,3 +82,17 @@ class Tokens(NamedTuple):
             mask=self.mask[cut] if self.mask is not None and is_padded else None,
             pooled=None if self.pooled is None else self.pooled[cut],
         )
+
+
+class ReadyEmbeddings(NamedTuple):
+    """Texts that are embedded already and that no network reads: a side that is frozen in a training."""
+
+    embeddings: Float[Tensor, "text dim"]
+
+    def to(self, device: torch.device) -> ReadyEmbeddings:
+        return ReadyEmbeddings(self.embeddings.to(device))
+
+    @property
+    def lengths(self) -> Int[Tensor, " text"]:
+        """Tokens of each text: none."""
+        return torch.zeros(len(self.embeddings), dtype=torch.int64, device=self.embeddings.device)

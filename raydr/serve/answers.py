@@ -78,6 +78,28 @@ class Feedback(Answer):
     """Why it was not applied."""
 
 
+class Prf(Answer):
+    """What refined the queries' embeddings."""
+
+    method: str
+    k: int
+    """Hits per query of the first search that were read."""
+    applied: bool = True
+    """False where the embeddings stayed as they were."""
+    reason: str | None = None
+    """Why it was not applied, or not to all queries."""
+
+
+class PrfCard(Answer):
+    """How queries may be refined."""
+
+    methods: list[str]
+    learned_k: int | None = None
+    """Hits that the learned refiner reads; left out where there is none."""
+    learned_version: str | None = None
+    """Its stamp: of the encoder it was trained for, of k, and of its weights."""
+
+
 class MissingShard(Answer):
     """A shard of the index that did not answer."""
 
@@ -103,6 +125,7 @@ class SearchAnswer(Answer):
     results: list[QueryResult] | None = None
     reranking: Reranking | None = None
     feedback: Feedback | None = None
+    prf: Prf | None = None
     partial: Literal[True] | None = None
     """True where shards are missing; else it is left out."""
     missing_shards: list[MissingShard] | None = None
@@ -184,6 +207,8 @@ class ModelCard(Answer):
     """What the encoder reads: `text`, `image`, and `image,text` (both as one)."""
     reads_instructions: bool | None = None
     """Whether the encoder reads a search's `instruction`."""
+    prf: PrfCard | None = None
+    """What a search's `prf` may ask for."""
     has_images: bool | None = None
     """Whether passages of the index may have pictures."""
 

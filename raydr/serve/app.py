@@ -78,7 +78,7 @@ class Ingress:
         self._args = args
         self._gate = Gate(api_keys)
         self._keys_as_of: str | int | None = None
-        self._own_encoder = Encoder(args.versions_held) if encoder is None else None
+        self._own_encoder = Encoder(args.versions_held, args.refiner) if encoder is None else None
         if self._own_encoder is not None:
             self._searcher = colocated_searcher(args, self._own_encoder, rerankers=rerankers)
         else:
@@ -146,7 +146,12 @@ def build_app(args: AppArgs) -> Application:
     bm25: Application | None = None
     if not args.colocate:
         encoder = _deployed(
-            Encoder, held, max_ongoing_requests=256, max_queued_requests=512, user_config=EncoderSettings().model_dump()
+            Encoder,
+            held,
+            args.refiner,
+            max_ongoing_requests=256,
+            max_queued_requests=512,
+            user_config=EncoderSettings().model_dump(),
         )
         num_deployments = args.shard_deployments or num_shards
         shards = [

@@ -63,7 +63,7 @@ def colocated_searcher(
     numbers = range(num_shard_deployments)
     return Searcher(
         args,
-        encoder=Direct(encoder or Encoder(args.versions_held)),
+        encoder=Direct(encoder or Encoder(args.versions_held, args.refiner)),
         shards=[Direct(Shard(number, num_shard_deployments, args.versions_held)) for number in numbers],
         bm25=Direct(Bm25(args.versions_held)) if args.bm25 else None,
         rerankers=rerankers,

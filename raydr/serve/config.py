@@ -18,7 +18,7 @@ from raydr.data.images import MOST_PIXELS
 from raydr.errors import ConfigError
 from raydr.index.filters import MAX_IDS
 from raydr.index.fusion import FusionConfig
-from raydr.stages.config import FeedbackSteps
+from raydr.stages.config import FeedbackSteps, PrfConfig
 from raydr.storage import Location
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -95,8 +95,8 @@ class Limits(Config):
     queries: int = Field(default=64, ge=1)
     """Most queries in one search."""
     hits: int = Field(default=10_000, ge=1)
-    """Most hits in one response, `k` times the number of queries; and most hits that one request has judged,
-    `rerank_depth` (and `feedback.depth`) times the number of queries."""
+    """Most hits in one response, `k` times the number of queries; and most hits that one request has judged or read,
+    `rerank_depth` (and `feedback.depth`, `prf.k`) times the number of queries."""
     inputs: int = Field(default=256, ge=1)
     """Most texts in one embeddings request."""
     documents: int = Field(default=1000, ge=1)
@@ -194,6 +194,10 @@ class AppArgs(Config):
     """search with `rerank`: hits that are reordered where the request does not say."""
     feedback: FeedbackSteps = Field(default_factory=FeedbackSteps)
     """search with `feedback`: how queries move."""
+    prf: PrfConfig | None = None
+    """Pseudo-relevance feedback of searches that do not say (`prf`), and what `learned` and `rocchio` mean to others;
+    null: by the refiner of the index's own method, where it has one. `{method: none, refiner: ...}` offers a learned
+    refiner to those that ask for it."""
     api_keys: DistinctKeys = Field(default_factory=list)
     """Who may call the routes that search and embed; empty (and no `api_keys_env`): everyone who can reach the port."""
     api_keys_env: str | None = None
@@ -209,6 +213,11 @@ class AppArgs(Config):
     """hybrid: hits taken from each side before they are fused (at least `k`)."""
     versions_held: int = Field(default=2, ge=2)
     """Index versions (and encoders) a replica keeps in memory: the live one and those swapped out last."""
+
+    @property
+    def refiner(self) -> Component | None:
+        """The method whose learned refiner is served in the place of the index's own."""
+        return self.prf.refiner if self.prf is not None else None
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> AppArgs:

@@ -2,7 +2,8 @@
 
 Notable: the encoder comes from the index itself (the method its manifest records), so it cannot be configured to
 disagree with the vectors; one whose version stamp differs from the index's all the same (weights replaced on disk) is
-refused with a 503, never searched with. Encoders are held by stamp: a new index made by the same encoder loads none.
+refused with a 503, never searched with, and so is a refiner of queries that was trained for another encoder. Encoders
+are held by stamp and method: a new index made by the same one loads none.
 
 Texts, pictures, and both together never share a batch: a network runs them at different costs.
 
@@ -30,6 +31,8 @@ from raydr.encoders.factory import EncoderFactory
 from raydr.encoders.multimodal import MultimodalEncoder
 from raydr.encoders.text import TextEncoder
 from raydr.encoders.tokenization import BoundedTokenizer, load_tokenizer
+from raydr.errors import RaydrError
+from raydr.prf import refined
 from raydr.protocols import Encoder as EncoderProtocol
 from raydr.protocols import QueryRefiner
 from raydr.serve import metrics
@@ -40,14 +43,15 @@ from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef, VersionCache
 from raydr.stages.config import FeedbackSteps
 from raydr.stages.feedback import moved
-from raydr.types import Hit, Modality, Passage, Query
+from raydr.stages.prf import build_learned
+from raydr.stages.query_encoder import RefinerInfo
+from raydr.types import Found, Modality, Passage, Query
 
 logger = logging.getLogger("ray.serve")
 
 _FIRST = Query("", "warm up")
 
 Side: TypeAlias = Literal["query", "passage"]
-Found: TypeAlias = Sequence[Sequence[tuple[Hit, Passage]]]
 
 
 class EncoderSettings(Config):
@@ -64,8 +68,8 @@ class EncoderInfo(NamedTuple):
 
     name: str
     dim: int
-    num_feedback: int
-    """Passages per query that the method's refiner wants to see; 0: the method has none."""
+    refiner: RefinerInfo | None
+    """The refiner of queries that was learned for it; None: there is none."""
     modalities: frozenset[Modality]
     """What it reads."""
     reads_instructions: bool
@@ -118,16 +122,21 @@ class _Loaded:
 class _Item(NamedTuple):
     loaded: _Loaded
     contents: Sequence[Query] | Sequence[Passage]
-    side: Side
+    side: Literal["query", "passage", "prf"]
     request_id: str
+    embeddings: np.ndarray | None = None
+    """prf: the first ones of these queries."""
+    found: Sequence[Found] = ()
+    """prf: what these found."""
 
 
 class Encoder:
     """One replica: holds up to `versions_held` encoders, runs one batch at a time."""
 
-    def __init__(self, versions_held: int) -> None:
+    def __init__(self, versions_held: int, refiner: Component | None = None) -> None:
         # By stamp: two indexes of one encoder share it.
-        self._encoders = VersionCache(load_encoder, versions_held, key=lambda ref: ref.encoder_version)
+        load = functools.partial(load_encoder, refiner=refiner)
+        self._encoders = VersionCache(load, versions_held, key=lambda ref: (ref.encoder_version, ref.method))
         self._settings = EncoderSettings()
         self._batcher: Batcher[_Item, np.ndarray] = Batcher(
             _encode_batch, budget=self._settings.batch_tokens, on_batch=_record
@@ -194,13 +203,24 @@ class Encoder:
         return Encoded(embeddings, await asyncio.to_thread(loaded.count, whole, side) if loaded.count else 0)
 
     async def refine(
-        self, ref: IndexRef, queries: Sequence[Query], embeddings: Float32[np.ndarray, "query dim"], feedback: Found
+        self,
+        ref: IndexRef,
+        queries: Sequence[Query],
+        embeddings: Float32[np.ndarray, "query dim"],
+        found: Sequence[Found],
+        *,
+        request_id: str,
     ) -> Float32[np.ndarray, "query dim"]:
-        """Better query embeddings from the passages of a first search, by the method's refiner."""
+        """Better query embeddings from what a first search found, by the learned refiner; with those of other requests
+        in one batch.
+        """
         loaded = await self._encoders.get(ref)
         if loaded.refiner is None:
             return embeddings
-        return await self._batcher.alone(loaded.refiner.refine, queries, embeddings, feedback)
+        item = _Item(loaded, queries, "prf", request_id, embeddings, found)
+        cost = sum(map(self._cost, queries)) + sum(self._cost(passage) for own in found for passage in own.passages)
+        with span("raydr.batch", texts=len(queries)):
+            return await self._batcher.submit(item, cost=cost, group=(id(loaded), "prf"))
 
     async def move(
         self,
@@ -214,8 +234,11 @@ class Encoder:
         return await self._batcher.alone(functools.partial(moved, **judged), embeddings, vectors, first_scores, steps)
 
 
-def load_encoder(ref: IndexRef) -> _Loaded:
-    """The encoder that the index at `ref.path` records. Raises `ApiError` 503 when its stamp is not the index's."""
+def load_encoder(ref: IndexRef, refiner: Component | None = None) -> _Loaded:
+    """The encoder that the index at `ref.path` records, and the refiner of the method `refiner` (None: of the index's).
+
+    Raises `ApiError` 503 when its stamp is not the index's, or the refiner was trained for another one.
+    """
     component = Component.model_validate(open_artifact(ref.path, kind="index", later=True).manifest.details["method"])
     encoder = EncoderFactory(component)()
     if encoder.version != ref.encoder_version:
@@ -224,9 +247,12 @@ def load_encoder(ref: IndexRef) -> _Loaded:
             "index the corpus again, or restore the encoder's files"
         )
         raise ApiError(503, "encoder_mismatch", message)
-    build_refiner = getattr(component.build(), "build_refiner", None)
-    refiner = build_refiner(encoder) if build_refiner is not None else None
-    num_feedback = refiner.num_feedback if refiner is not None else 0
+    try:
+        learned = build_learned(refiner or component, encoder)
+    except RaydrError as error:
+        raise ApiError(503, "encoder_mismatch", f"prf: {error}") from error
+    if refiner is not None and learned is None:
+        raise ApiError(503, "encoder_mismatch", f"prf.refiner: {refiner.import_path} refines no queries")
     inner = getattr(encoder, "inner", encoder)
     model = getattr(getattr(inner, "config", None), "model", None)
     # A folder's name, the last part of a hub name, or what the method is called.
@@ -234,8 +260,8 @@ def load_encoder(ref: IndexRef) -> _Loaded:
     tokens = Tokens(inner) if isinstance(inner, TextEncoder) else None
     counter = inner.reader if isinstance(inner, MultimodalEncoder) else tokens
     reads_instructions = bool(getattr(inner, "reads_instructions", False))
-    info = EncoderInfo(name, encoder.dim, num_feedback, modalities_of(inner), reads_instructions)
-    return _Loaded(encoder, refiner, tokens, None if counter is None else counter.count, info)
+    info = EncoderInfo(name, encoder.dim, RefinerInfo.of(learned), modalities_of(inner), reads_instructions)
+    return _Loaded(encoder, learned, tokens, None if counter is None else counter.count, info)
 
 
 def _texts(contents: Sequence[Content], tokens: Tokens | None) -> list[str]:
@@ -258,9 +284,13 @@ def _first_queries() -> list[Query]:
 
 def _encode_batch(items: list[_Item]) -> list[Float32[np.ndarray, "row dim"]]:
     """Runs in the batcher's thread; all items are of one encoder, one side and one modality."""
-    encoder, side = items[0].loaded.encoder, items[0].side
+    encoder, refiner, side = items[0].loaded.encoder, items[0].loaded.refiner, items[0].side
     contents: list[Any] = [content for item in items for content in item.contents]
-    embeddings = encoder.encode_queries(contents) if side == "query" else encoder.encode_passages(contents)
+    if side == "prf" and refiner is not None:
+        first = np.concatenate([item.embeddings for item in items if item.embeddings is not None])
+        embeddings = refined(refiner, contents, first, [own for item in items for own in item.found])
+    else:
+        embeddings = encoder.encode_queries(contents) if side == "query" else encoder.encode_passages(contents)
     ends = np.cumsum([len(item.contents) for item in items])
     return np.split(np.asarray(embeddings, dtype=np.float32), ends[:-1])
 

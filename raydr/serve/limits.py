@@ -29,7 +29,9 @@ def check_search(request: SearchRequest, limits: Limits) -> None:
     _images(parts, limits, "images")
     _at_most(request.k * len(parts), limits.hits, "k", "hits over all queries")
     feedback_depth = request.feedback.depth if request.feedback is not None else None
-    for field, depth in {"rerank_depth": request.rerank_depth, "feedback.depth": feedback_depth}.items():
+    prf_k = request.prf.k if request.prf is not None else None
+    depths = {"rerank_depth": request.rerank_depth, "feedback.depth": feedback_depth, "prf.k": prf_k}
+    for field, depth in depths.items():
         if depth is not None:
             _at_most(depth, limits.documents, field, "hits")
             _at_most(depth * len(parts), limits.hits, field, "hits over all queries")

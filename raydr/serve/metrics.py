@@ -11,14 +11,14 @@ lengths of handles and replicas are Serve's own series
 | raydr_errors_total | code | answers that are errors, by the code in their body |
 | raydr_request_latency_ms | route | time in the ingress |
 | raydr_requests_in_work | | requests that an ingress replica works on |
-| raydr_stage_latency_ms | stage, mode | encode, search, bm25, refine, feedback, passages, rerank, total |
+| raydr_stage_latency_ms | stage, mode | encode, prf, search, bm25, feedback, passages, rerank, total |
 | raydr_shard_search_ms | shard | FAISS alone, inside a shard's replica |
 | raydr_batch_texts, raydr_batch_tokens | side | what the encoder ran at once (tokens estimated from characters) |
 | raydr_batch_wait_ms, raydr_encode_queue_length | side | how long a text waited for its batch; how many wait |
 | raydr_index_info | index_version, encoder_version | 1 for the live version, 0 for one swapped out |
 | raydr_index_swaps_total | outcome | swaps done and failed |
 | raydr_shard_failures_total | shard, code | calls of a search that a Shard deployment (by number) did not answer |
-| raydr_rerank_failures_total | reranker, code | searches whose reranker did not answer |
+| raydr_rerank_failures_total | reranker, code | searches whose reranker (or refiner: `prf`) did not answer |
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from raydr.index.filters import MAX_CHARACTERS, MAX_CONDITIONS, MAX_VALUES
+from raydr.stages.config import PrfMethod
 from raydr.types import Modality, modality
 
 Mode = Literal["dense", "bm25", "hybrid"]
@@ -110,6 +111,7 @@ _NONE_IS_NULL: dict[str, Any] = {
 _NOT_BY_WORDS: dict[str, Any] = {
     "image": {"type": "null"},
     "feedback": {"type": "null"},
+    "prf": {"type": "null"},
     "images": {"items": {"type": "null"}},
     "instruction": {"maxLength": 0},
 }
@@ -149,6 +151,16 @@ class FeedbackRequest(Shape):
         return self
 
 
+class PrfRequest(Shape):
+    """How the query is refined by what a first search found; nobody judges it."""
+
+    method: PrfMethod = "learned"
+    """`learned`: by a trained encoder that reads the query and its first k hits; `average`: the mean of the query's
+    embedding and theirs; `rocchio`: the two weighed, as the server is set; `none`: not at all."""
+    k: Count | None = None
+    """How many hits are read; null: as the server is set. A learned refiner reads as many as it was trained with."""
+
+
 class SearchRequest(Shape):
     """One or many queries over the index."""
 
@@ -157,6 +169,7 @@ class SearchRequest(Shape):
             "examples": [
                 {"query": "join two data frames on a column", "k": 5, "mode": "dense"},
                 {"queries": ["read a csv file", "sort by index"], "filters": {"package": ["pandas", "numpy"]}},
+                {"query": "join two data frames on a column", "prf": {"method": "rocchio", "k": 5}},
                 {"query": "the same in red", "image": _PIXEL, "instruction": "Find a picture.", "fields": ["image"]},
             ],
             "oneOf": [
@@ -201,9 +214,12 @@ class SearchRequest(Shape):
     feedback: FeedbackRequest | None = None
     """Relevance feedback: the query's embedding moves towards what rerankers say of a first search by embedding, and
     the search is made with it; null: without."""
+    prf: PrfRequest | None = None
+    """Pseudo-relevance feedback: the query's embedding is made anew from what a first search found, and the search is
+    made again with it, in the same shards; null: as the server is set."""
     on_rerank_failure: Literal["error", "keep_order"] = "error"
-    """What a reranker that does not answer means: an error, or the first order (and the first embedding), marked in
-    the answer."""
+    """What a reranker, or a learned refiner of `prf`, that does not answer means: an error, or the first order (and the
+    first embedding), marked in the answer."""
     on_shard_failure: Literal["error", "partial"] = "error"
     """What a shard that does not answer means: an error, or the hits of the others, marked in the answer."""
     fields: list[HitField] = Field(default=["title", "text", "highlights", "metadata"])
@@ -238,6 +254,8 @@ class SearchRequest(Shape):
     def _feedback_has_an_embedding_to_move(self) -> SearchRequest:
         if self.feedback is not None and self.mode == "bm25":
             raise ValueError("feedback moves the query's embedding, and mode bm25 has none; use dense or hybrid")
+        if self.prf is not None and self.mode == "bm25":
+            raise ValueError("prf refines the query's embedding, and mode bm25 has none; use dense or hybrid")
         return self
 
     @field_validator("query")

@@ -29,6 +29,7 @@ from raydr.serve.judges import Judges
 from raydr.serve.limits import check_image_hits
 from raydr.serve.modalities import check_encoder
 from raydr.serve.pictures import PictureReader
+from raydr.serve.prf import card, check_served
 from raydr.serve.schema import EmbeddingsRequest, Mode, SearchRequest
 from raydr.serve.shard import IndexInfo, read_index_info
 from raydr.serve.stages import Deployments, Live, Search
@@ -96,6 +97,7 @@ class Searcher:
         if encoder.dim != info.dim:
             message = f"the encoder's dimension is {encoder.dim}, the index's {info.dim}"
             raise ApiError(503, "encoder_mismatch", message)
+        check_served(self._args.prf, encoder.refiner)
         return encoder
 
     def _uses_bm25(self, info: IndexInfo) -> bool:
@@ -130,6 +132,7 @@ class Searcher:
                     modalities=sorted(encoder.modalities, reverse=True),
                     reads_instructions=encoder.reads_instructions,
                     has_images=index.has_images,
+                    prf=card(encoder.refiner),
                 )
             )
         cards += [ModelCard(id=name, created=0, capabilities=["rerank"]) for name in self._judges.names]
@@ -186,6 +189,7 @@ class Searcher:
             results=None if single else results,
             reranking=search.reranking,
             feedback=search.feedback,
+            prf=search.prf,
             partial=True if search.missing else None,
             missing_shards=search.missing or None,
             timings_ms=search.timings_ms,

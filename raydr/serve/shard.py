@@ -83,7 +83,7 @@ def read_index_info(path: str) -> IndexInfo:
     """Reads an index's manifest and one schema. Raises `ArtifactError` when there is no finished index."""
     reader = IndexReader.open(path)
     return IndexInfo(
-        ref=IndexRef(str(path), reader.version, reader.encoder_version),
+        ref=IndexRef(str(path), reader.version, reader.encoder_version, reader.method.model_dump_json()),
         dim=reader.dim,
         num_passages=reader.num_passages,
         num_shards=reader.num_shards,

@@ -1,5 +1,5 @@
-"""One search on its way through its stages: pictures decoded, queries embedded, shards and word side asked, fused,
-moved by feedback, reranked, passages fetched.
+"""One search on its way through its stages: pictures decoded, queries embedded, refined (`prf`) or moved by feedback,
+shards and word side asked, fused, reranked, passages fetched.
 
 Notable: the passages of a short list ride along with the shards' answers; their pictures never do, and are fetched for
 the hits that are returned or judged, where somebody asks for them. A search goes on without the shards that do not
@@ -20,9 +20,10 @@ from jaxtyping import Float32, Int64
 from raydr.index.fusion import fuse
 from raydr.index.topk import merge
 from raydr.index.topk import order as ordered
+from raydr.prf import refined
 from raydr.protocols import TopK
 from raydr.serve import metrics
-from raydr.serve.answers import Feedback, MissingShard, QueryResult, Reranking, SearchHit
+from raydr.serve.answers import Feedback, MissingShard, Prf, QueryResult, Reranking, SearchHit
 from raydr.serve.config import AppArgs
 from raydr.serve.encoder import EncoderInfo
 from raydr.serve.errors import ApiError
@@ -31,11 +32,12 @@ from raydr.serve.highlight import highlight
 from raydr.serve.judges import Judges
 from raydr.serve.modalities import TEXT_ONLY, check_reranker, reads_pictures
 from raydr.serve.pictures import PictureReader, data_url
+from raydr.serve.prf import Refinement, outcome, planned
 from raydr.serve.schema import SearchRequest
 from raydr.serve.shard import IndexInfo, Ranked, Selection
 from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef
-from raydr.types import IMAGE, PASSAGE_ID, TEXT, TITLE, Hit, Passage, Query
+from raydr.types import IMAGE, PASSAGE_ID, TEXT, TITLE, Found, Hit, Passage, Query
 
 INLINE_HITS = 64
 """Up to this many hits in a response the shards send the passages with their hits and save a second hop."""
@@ -105,6 +107,8 @@ class Search:
                     of.judges.name(name, param=f"feedback.{field}")
             depth = asked.depth or of.args.feedback.depth
             self.feedback = Feedback(scores=asked.scores, order=asked.order, depth=depth)
+        self._refinement = planned(of.args.prf, request, live.encoder.refiner)
+        self.prf: Prf | None = None
         self.timings_ms: dict[str, float] = {}
         self._judged_until: float | None = None
 
@@ -160,27 +164,55 @@ class Search:
         with self._stage("encode"):
             encode = self._of.encoder.encode
             embeddings = await ask(encode, self._live.ref, queries, "query", request_id=self._request_id)
-        if self._live.encoder.num_feedback:
-            with self._stage("refine"):
-                embeddings = await self._refined(queries, embeddings)
+        if self._refinement is not None:
+            with self._stage("prf"):
+                embeddings = await self._refined(queries, embeddings, self._refinement)
         if self.feedback is not None:
             with self._stage("feedback"):
                 embeddings = await self._moved(queries, embeddings, self.feedback)
         with self._stage("search"):
             return await self._shards(embeddings, k, len(queries))
 
-    async def _refined(self, queries: Sequence[Query], embeddings: np.ndarray) -> np.ndarray:
-        """Pseudo-relevance feedback: a first search, whose passages improve the embeddings."""
-        first = await self._shards(embeddings, self._live.encoder.num_feedback, len(queries))
-        await self._fetch(first.rows)
-        if reads_pictures(self._live.encoder.modalities):
-            await self._fetch_images(first.rows)
-        known = self._passages
-        feedback = [
-            [(Hit(self._ids[row], score), self._passage(row)) for row, score in zip(rows, scores) if row in known]
-            for rows, scores in zip(first.rows.tolist(), first.scores.tolist(), strict=True)
+    async def _refined(self, queries: Sequence[Query], embeddings: np.ndarray, by: Refinement) -> np.ndarray:
+        """Pseudo-relevance feedback: a first search, and embeddings made anew from what it found."""
+        found = await self._first_found(embeddings, len(queries), by)
+        self.prf = outcome(by, found)
+        if found is None or not self.prf.applied:
+            return embeddings
+        if by.vector is not None:
+            return np.asarray(refined(by.vector, queries, embeddings, found))
+        asked = ask(self._of.encoder.refine, self._live.ref, queries, embeddings, found, request_id=self._request_id)
+        try:
+            return await self._in_time("prf", asked)
+        except ApiError as failure:
+            if self._is_error(failure):
+                raise
+            self.prf = self.prf.model_copy(update={"applied": False, "reason": failure.message})
+            return embeddings
+
+    async def _first_found(self, embeddings: np.ndarray, num_queries: int, by: Refinement) -> list[Found] | None:
+        """What a refiner reads of a first search; None where a shard is missing that has some of it."""
+        if not by.k:
+            return [Found([]) for _ in range(num_queries)]
+        first = await self._shards(embeddings, by.k, num_queries)
+        if by.reads == "passages":
+            await self._fetch(first.rows)
+            if reads_pictures(self._live.encoder.modalities):
+                await self._fetch_images(first.rows)
+            present = np.isin(first.rows, list(self._passages))
+        else:
+            present = first.rows >= 0
+        rows = [line[own] for line, own in zip(first.rows, present, strict=True)]
+        hits = [
+            [Hit(self._ids[row], score) for row, score in zip(own.tolist(), scores[there].tolist(), strict=True)]
+            for own, scores, there in zip(rows, first.scores, present, strict=True)
         ]
-        return await ask(self._of.encoder.refine, self._live.ref, queries, embeddings, feedback)
+        if by.reads == "passages":
+            return [Found(h, [self._passage(row) for row in own.tolist()]) for h, own in zip(hits, rows, strict=True)]
+        vectors = await self._vectors(rows)
+        if vectors is None:
+            return None
+        return [Found(own, embeddings=part) for own, part in zip(hits, vectors, strict=True)]
 
     async def _moved(self, queries: Sequence[Query], embeddings: np.ndarray, feedback: Feedback) -> np.ndarray:
         """Relevance feedback: what rerankers say of a first search's hits moves the embeddings."""
@@ -319,7 +351,7 @@ class Search:
         return await self._in_time(name, ranked)
 
     async def _in_time(self, name: str, answer: Awaitable[Any]) -> Any:
-        """What a reranker answers, within the one limit for all that they do for a request, feedback included."""
+        """What a reranker or a refiner answers, within the one limit for all that they do for a request."""
         limit_s = self._of.args.limits.judging_s
         if self._judged_until is None:
             self._judged_until = asyncio.get_running_loop().time() + limit_s
@@ -329,7 +361,7 @@ class Search:
         except ApiError as error:
             failure = error
         except TimeoutError:
-            failure = _timed_out(limit_s)
+            failure = _timed_out(name, limit_s)
         metrics.record_rerank_failure(name, failure.code)
         raise failure
 
@@ -357,8 +389,10 @@ class Search:
         self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + _ms_since(started), 3)
 
 
-def _timed_out(limit_s: float) -> ApiError:
+def _timed_out(name: str, limit_s: float) -> ApiError:
     message = f"the reranker did not answer within {limit_s:g} s; ask for fewer hits (rerank_depth) or try again"
+    if name == "prf":
+        message = f"the refiner of queries did not answer within {limit_s:g} s; search without (prf.method none)"
     return ApiError(504, "rerank_timeout", message, retry_after_s=1.0)
 
 

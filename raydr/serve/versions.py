@@ -21,6 +21,8 @@ class IndexRef(NamedTuple):
     path: str
     version: str
     encoder_version: str
+    method: str = ""
+    """Its method as JSON: two methods of one encoder may refine its queries differently."""
 
 
 class VersionCache(Generic[T]):

@@ -90,6 +90,30 @@ class FeedbackConfig(FeedbackSteps):
         return self
 
 
+PrfMethod: TypeAlias = Literal["learned", "average", "rocchio", "none"]
+
+
+class PrfConfig(Config):
+    """Pseudo-relevance feedback: the first hits are taken for relevant, the queries' embeddings are made anew from
+    them, and the search is made again, in the same shards. Nobody judges the hits; `feedback` has rerankers do that.
+    """
+
+    method: PrfMethod = "learned"
+    """`learned`: by a trained refiner (ANCE-PRF); `average`: the mean of the query's embedding and those of its first k
+    hits; `rocchio`: alpha times the query's plus beta times the mean of the hits'; `none`: searches once, also where
+    the method has a refiner."""
+    k: int | None = Field(default=None, ge=1)
+    """Hits of the first search that are read; null: as many as a learned refiner was trained with (it reads no other
+    number), 3 for `average`, 5 for `rocchio`."""
+    alpha: float = Field(default=0.4, ge=0)
+    """rocchio: weight of the query's embedding."""
+    beta: float = Field(default=0.6, ge=0)
+    """rocchio: weight of the mean of its hits' embeddings."""
+    refiner: Component | None = None
+    """learned: a method that refines queries, over an index by the retriever it was trained for; null: the run's own
+    method, or the index's."""
+
+
 class SearchConfig(Placement):
     """Searching an index with a set of queries."""
 
@@ -113,6 +137,9 @@ class SearchConfig(Placement):
     feedback: FeedbackConfig | None = None
     """Relevance feedback: rerankers judge a first search by embedding, the queries' embeddings move towards what they
     say (raydr/feedback.py), and the search is made with these; null: without."""
+    prf: PrfConfig | None = None
+    """Pseudo-relevance feedback: how queries are refined by what a first search found; null: by the method's own
+    refiner, where it has one."""
     aggregate: bool = True
     """Where documents were split into passages: rank documents, each by its best passage."""
     parameters: SearchParameters = Field(default_factory=SearchParameters)
@@ -138,6 +165,8 @@ class SearchConfig(Placement):
     def _feedback_has_embeddings_to_move(self) -> SearchConfig:
         if self.feedback is not None and self.mode == "bm25":
             raise ValueError("feedback moves the queries' embeddings, and mode bm25 has none; use dense or hybrid")
+        if self.prf is not None and self.prf.method != "none" and self.mode == "bm25":
+            raise ValueError("prf refines the queries' embeddings, and mode bm25 has none; use dense or hybrid")
         return self
 
 
@@ -185,7 +214,12 @@ class MineConfig(Config):
     """Where candidates come from: `model`: dense search with the method's encoder; `bm25`: search by words; `random`:
     uniformly from the whole index. Several take turns, so each gives its share."""
     num_negatives: int = Field(default=16, ge=1)
-    """Negatives kept for each query, the hardest first. With `modality_aware` it counts random ones only."""
+    """Negatives kept for each query, the hardest in front. With `modality_aware` it counts random ones only."""
+    keep: Literal["hardest", "random"] = "hardest"
+    """Which `num_negatives` of the candidates that are left: the hardest, or any of them, drawn uniformly."""
+    num_feedback: int = Field(default=0, ge=0)
+    """First hits of the search by embedding that are kept with each query, whatever was judged of them, for encoders of
+    queries that read them; the trainings of these set it themselves."""
     first_rank: int = Field(default=1, ge=1)
     """`model` and `bm25`: the first rank of the search that is a candidate."""
     last_rank: int = Field(default=100, ge=1)
@@ -235,7 +269,7 @@ class MineConfig(Config):
         if self.first_rank > self.last_rank:
             raise ValueError(f"first_rank ({self.first_rank}) must not be greater than last_rank ({self.last_rank})")
         if self.modality_aware is not None:
-            decided = ("sources", "first_rank", "last_rank")
+            decided = ("sources", "first_rank", "last_rank", "keep")
             if changed := [name for name in decided if getattr(self, name) != type(self).model_fields[name].default]:
                 raise ValueError(
                     f"{changed[0]}: with modality_aware, negatives are the model's hits, at the ranks that "

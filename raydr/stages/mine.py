@@ -135,7 +135,8 @@ def mine_negatives(
             f"{reader.path}: built without BM25, which mine.sources names; build it with index.bm25={{}}"
         )
     # What is not asked for is left out: examples that were mined before there was such a setting are still the same.
-    without = _ELSEWHERE if config.modality_aware is not None else {*_ELSEWHERE, "modality_aware"}
+    later = ("modality_aware", "keep", "num_feedback")
+    without = {*_ELSEWHERE, *(name for name in later if getattr(config, name) == MineConfig.model_fields[name].default)}
     settings = config.model_dump(mode="json", exclude=without) | {
         "index_version": reader.version,
         "parameters": search.parameters.model_dump(mode="json"),
@@ -157,6 +158,7 @@ def mine_negatives(
                 is_split=reader.details.is_split,
                 has_pictures=reader.has_pictures,
                 labels=QueryLabels.of(queries),
+                has_feedback=config.num_feedback > 0,
             ) as examples,
             Progress("mine", total=len(relevant), unit="query") as progress,
         ):
@@ -187,19 +189,22 @@ class Miner:
         stack: ExitStack,
     ) -> None:
         self._reader, self._config = reader, config
-        self.is_scored = "model" in config.sources or config.filters_scores
-        everything = {"filters": {}, "allow_ids": None, "exclude_ids": ()}
+        self.is_scored = "model" in config.sources or config.filters_scores or config.num_feedback > 0
+        everything = {"filters": {}, "allow_ids": None, "exclude_ids": (), "prf": None}
         mode = "dense" if self.is_scored else "bm25"
         plain = search.model_copy(update={"mode": mode, **everything})
         self._searcher = Searcher(reader, plain, build_encoder, None, use_ray=use_ray, stack=stack)
         self._alive = np.flatnonzero(reader.select()) if reader.details.num_deleted else None
         self._rows_of_modalities: dict[bytes, Int64[np.ndarray, " row"]] = {}
+        self._hits: Int64[np.ndarray, "query hit"] = np.empty((0, 0), dtype=np.int64)
+        """What the search by embedding found for the block at hand."""
         self.counts: Counter[str] = Counter(negatives=0, without_negatives=0, filled=0)
 
     def write(self, block: Sequence[Judged], examples: ExampleWriter) -> None:
         """Mines for a block of queries and appends its examples."""
         found = self._searcher.embed([judged.query for judged in block])
         embeddings = None if found is None else dense(found)
+        self._hits = self._searched(block, embeddings)
         lines = [None] * len(block) if embeddings is None else embeddings
         positives = [self._positives(judged, embedding) for judged, embedding in zip(block, lines, strict=True)]
         if self._config.modality_aware is None:
@@ -271,24 +276,34 @@ class Miner:
         purpose: str,
     ) -> Int64[np.ndarray, "query candidate"]:
         """What one source finds for each query, best first; padded with -1."""
-        queries, config = [judged.query for judged in block], self._config
         if source == "random":
             return np.stack([self._drawn(judged, purpose) for judged in block])
-        first, last = config.first_rank, config.last_rank
-        if config.modality_aware is not None:
-            first, last = 1, config.modality_aware.depth
+        first, last = self._ranks
         if source == "model":
-            top = self._searcher.search(queries, embeddings, last)
-        else:
-            top = self._reader.search_bm25([query.text for query in queries], last)
-        return top.rows[:, first - 1 :]
+            return self._hits[:, first - 1 : last]
+        return self._reader.search_bm25([judged.query.text for judged in block], last).rows[:, first - 1 :]
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """The first and the last rank of a search that is a candidate."""
+        if (aware := self._config.modality_aware) is not None:
+            return 1, aware.depth
+        return self._config.first_rank, self._config.last_rank
+
+    def _searched(
+        self, block: Sequence[Judged], embeddings: Float32[np.ndarray, "query dim"] | None
+    ) -> Int64[np.ndarray, "query hit"]:
+        """The hits by embedding, best first, as deep as candidates and feedback go; padded with -1."""
+        depth = max(self._ranks[1] if "model" in self._config.sources else 0, self._config.num_feedback)
+        if not depth:
+            return np.empty((len(block), 0), dtype=np.int64)
+        return self._searcher.search([judged.query for judged in block], embeddings, depth).rows
 
     def _drawn(self, judged: Judged, purpose: str) -> Int64[np.ndarray, " candidate"]:
         """`num_negatives` rows drawn uniformly from those that are not relevant (and, where modality counts, of a right
         one), in random order; padded with -1.
         """
-        label = f"{self._config.seed}\n{purpose}\n{judged.query.query_id}"
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(label.encode()).digest()[:16], "big"))
+        rng = self._rng(purpose, judged)
         relevant, num = judged.relevant_rows, self._config.num_negatives
         pool = self._alive if self._config.modality_aware is None else self._alive_of_right_modality(relevant)
         size = self._reader.num_passages if pool is None else len(pool)
@@ -296,6 +311,10 @@ class Miner:
         rows = rows if pool is None else pool[rows]
         rows = rows[~np.isin(rows, relevant)][:num]
         return np.pad(rows.astype(np.int64), (0, num - len(rows)), constant_values=-1)
+
+    def _rng(self, purpose: str, judged: Judged) -> np.random.Generator:
+        label = f"{self._config.seed}\n{purpose}\n{judged.query.query_id}"
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(label.encode()).digest()[:16], "big"))
 
     def _alive_of_right_modality(self, relevant: Int64[np.ndarray, " relevant"]) -> Int64[np.ndarray, " row"]:
         """Rows that can be found and are of a modality that one of the `relevant` rows has."""
@@ -317,17 +336,20 @@ class Miner:
     def _chosen(
         self, block: Sequence[Judged], positives: Sequence[Positives], candidates: Candidates
     ) -> tuple[list[Negatives], Counter[str]]:
-        """The hardest candidates that are left; and what was removed of them."""
+        """The candidates that are left and kept, hardest first; and what was removed of them."""
+        drawn, wanted = self._config.keep == "random", self._config.num_negatives
         choice = choose(
             candidates,
             [judged.relevant_rows for judged in block],
             self._limits(positives),
-            num_negatives=self._config.num_negatives,
+            num_negatives=candidates.rows.shape[1] if drawn else wanted,
             ids_of=self._reader.passage_ids.take,
         )
         negatives = []
         for line, columns in enumerate(choice.columns):
             own = columns[columns >= 0]
+            if drawn and len(own) > wanted:
+                own = own[np.sort(self._rng("keep", block[line]).choice(len(own), wanted, replace=False))]
             negatives.append(_negatives(candidates, line, own, [candidates.sources[column] for column in own]))
         return negatives, choice.counts
 
@@ -340,12 +362,14 @@ class Miner:
     ) -> None:
         ids = self._reader.passage_ids.take
         mined, row_of = [], {}
-        for judged, (rows, scores), (negative_rows, negative_scores, sources) in zip(
-            block, positives, negatives, strict=True
+        for judged, (rows, scores), (negative_rows, negative_scores, sources), hits in zip(
+            block, positives, negatives, self._hits[:, : self._config.num_feedback], strict=True
         ):
-            own, others = ids(rows).tolist(), ids(negative_rows).tolist()
-            row_of |= dict(zip([*own, *others], [*rows.tolist(), *negative_rows.tolist()], strict=True))
-            mined.append(Example(judged.query, own, others, negative_scores, sources, scores.tolist()))
+            first = hits[hits >= 0]
+            own, others, feedback = (ids(part).tolist() for part in (rows, negative_rows, first))
+            named = [*rows.tolist(), *negative_rows.tolist(), *first.tolist()]
+            row_of |= dict(zip([*own, *others, *feedback], named, strict=True))
+            mined.append(Example(judged.query, own, others, negative_scores, sources, scores.tolist(), feedback))
             self.counts["negatives"] += len(others)
         columns = [PASSAGE_ID, TITLE, TEXT, *([DOCUMENT_ID] if self._reader.details.is_split else [])]
         new = [row_of[passage_id] for passage_id in examples.new(row_of)]

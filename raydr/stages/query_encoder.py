@@ -11,15 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from raydr.encoders.factory import BuildEncoder
+from raydr.prf import refined
 from raydr.protocols import Encoder, QueryRefiner
-from raydr.types import Embeddings, Hit, Passage, Query
+from raydr.types import Embeddings, Found, Query
 
 BuildRefiner: TypeAlias = Callable[[Encoder], QueryRefiner | None]
 
 _RESTARTS = 3
+
+
+class RefinerInfo(NamedTuple):
+    """What a searcher has to know of a refiner that lives elsewhere."""
+
+    num_feedback: int
+    """Hits of the first search that it wants to see."""
+    reads: Literal["passages", "embeddings"]
+    """What it reads of them."""
+    version: str | None
+    """Stamp of everything that it was learned with and from; None where it has learned nothing."""
+
+    @classmethod
+    def of(cls, refiner: QueryRefiner | None) -> RefinerInfo | None:
+        if refiner is None:
+            return None
+        return cls(refiner.num_feedback, refiner.reads, getattr(refiner, "version", None))
 
 
 class _Worker:
@@ -33,17 +51,15 @@ class _Worker:
         """What Ray's dashboard calls it."""
         return f"query encoder {self._encoder.version}"
 
-    def describe(self) -> tuple[str, int]:
-        """The encoder's stamp, and how many feedback passages the refiner wants (0: no refiner)."""
-        return self._encoder.version, self._refiner.num_feedback if self._refiner is not None else 0
+    def describe(self) -> tuple[str, RefinerInfo | None]:
+        """The encoder's stamp, and the refiner where there is one."""
+        return self._encoder.version, RefinerInfo.of(self._refiner)
 
     def encode(self, queries: Sequence[Query]) -> Embeddings:
         return self._encoder.encode_queries(queries)
 
-    def refine(
-        self, queries: Sequence[Query], embeddings: Any, feedback: Sequence[Sequence[tuple[Hit, Passage]]]
-    ) -> Embeddings:
-        return self._refiner.refine(queries, embeddings, feedback) if self._refiner is not None else embeddings
+    def refine(self, queries: Sequence[Query], embeddings: Any, found: Sequence[Found]) -> Embeddings:
+        return refined(self._refiner, queries, embeddings, found) if self._refiner is not None else embeddings
 
 
 class QueryEncoder:
@@ -74,17 +90,15 @@ class QueryEncoder:
             self._actor = actor.remote(build_encoder, build_refiner)
         else:
             self._worker = _Worker(build_encoder, build_refiner)
-        self.version, self.num_feedback = self._call("describe")
+        self.version, self.refiner = self._call("describe")
 
     def encode(self, queries: Sequence[Query]) -> Embeddings:
         """One row per query."""
         return self._call("encode", queries)
 
-    def refine(
-        self, queries: Sequence[Query], embeddings: Any, feedback: Sequence[Sequence[tuple[Hit, Passage]]]
-    ) -> Embeddings:
-        """Better embeddings from what a first search found; only where `num_feedback` is not 0."""
-        return self._call("refine", queries, embeddings, feedback)
+    def refine(self, queries: Sequence[Query], embeddings: Any, found: Sequence[Found]) -> Embeddings:
+        """Better embeddings from what a first search found; only where there is a `refiner`."""
+        return self._call("refine", queries, embeddings, found)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         if self._actor is None:

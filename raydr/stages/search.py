@@ -42,9 +42,10 @@ from raydr.protocols import Reranker, TopK
 from raydr.runtime import PLACEMENT
 from raydr.stages.config import SearchConfig
 from raydr.stages.feedback import Teachers, rerank_lists
-from raydr.stages.query_encoder import BuildRefiner, QueryEncoder
+from raydr.stages.prf import chosen_refiner
+from raydr.stages.query_encoder import BuildRefiner, QueryEncoder, RefinerInfo
 from raydr.storage import named
-from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Hit, Passage, Query, Run
+from raydr.types import DOCUMENT_ID, PASSAGE_ID, QUERY_ID, SCORE, Embeddings, Found, Hit, Passage, Query, Run
 
 KIND = "run"
 RUN = "run.trec"
@@ -73,13 +74,15 @@ def search_corpus(
     if corpus is not None and reader.artifact.manifest.inputs["corpus"] != corpus.artifact.fingerprint:
         raise ArtifactError(f"{reader.path}: not an index of the corpus in {corpus.path}; build the index again")
     # An index can change under its fingerprint (add, delete), so its version is part of what decides the outcome.
-    settings = config.model_dump(mode="json", exclude=set(PLACEMENT)) | {
+    # What is not asked for is left out: runs that were made before there was such a setting are still the same.
+    without = {*PLACEMENT, *(("prf",) if config.prf is None else ())}
+    settings = config.model_dump(mode="json", exclude=without) | {
         "index_version": reader.version,
         "queries": hashlib.sha256(json.dumps([read_of(query) for query in queries]).encode()).hexdigest(),
         "method": described(build_encoder),
     }
     # The version stands for the encoder, and says nothing of what refines and reranks.
-    chosen = {"method": settings["method"], "feedback": settings["feedback"]}
+    chosen = {name: settings.get(name) for name in ("method", "feedback", "prf")}
     inputs = {"index": reader.artifact, **artifacts_named_in(chosen)}
     prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     if is_finished(out, fingerprint(KIND, settings, prints)):
@@ -105,6 +108,7 @@ def search_corpus(
             encoder_version=reader.encoder_version,
             search_s=search_s,
             queries_per_s=len(queries) / search_s,
+            **searcher.prf_details,
         )
     return open_artifact(out, kind=KIND)
 
@@ -132,6 +136,8 @@ class Searcher:
         self._config = config
         self._allowed = _allowed(reader, config)
         self.ranks_documents = reader.details.is_split and config.aggregate
+        self._prf_s = 0.0
+        self._refiner: RefinerInfo | None = None
         if config.mode == "bm25":
             return
         self._teachers = Teachers(config.feedback) if config.feedback is not None else None
@@ -142,7 +148,7 @@ class Searcher:
         self._encoder = stack.enter_context(
             QueryEncoder(
                 build_encoder,
-                build_refiner,
+                chosen_refiner(config.prf, build_refiner),
                 use_ray=use_ray,
                 num_cpus=config.encoder_cpus * share,
                 num_gpus=config.encoder_gpus,
@@ -150,6 +156,7 @@ class Searcher:
             )
         )
         _check_stamp(reader, self._encoder.version)
+        self._refiner = self._encoder.refiner
         self._shards = LocalShards(reader, parameters=config.parameters)
         if use_ray:
             self._shards = stack.enter_context(
@@ -183,9 +190,10 @@ class Searcher:
         if self._config.mode == "bm25":
             return None
         embeddings = self._encoder.encode(queries)
-        if self._encoder.num_feedback:
-            first = self._shards.search(embeddings, self._encoder.num_feedback, allowed=self._allowed)
-            embeddings = self._encoder.refine(queries, embeddings, self._feedback(first))
+        if self._refiner is not None:
+            started = time.perf_counter()
+            embeddings = self._encoder.refine(queries, embeddings, self._found(embeddings, len(queries), self._refiner))
+            self._prf_s += time.perf_counter() - started
         if self._teachers is not None:
             first = self._shards.search(embeddings, self._teachers.depth, allowed=self._allowed)
             vectors = [self._reader.embeddings(rows[rows >= 0]) for rows in first.rows]
@@ -205,6 +213,29 @@ class Searcher:
             self._reader.search_bm25(texts, candidates, allowed=self._allowed),
         ]
         return fuse(sides, self._config.fusion, depth, self._reader.passage_ids.take)
+
+    @property
+    def prf_details(self) -> dict[str, Any]:
+        """Seconds that refining took, its searches included, and with what; empty where nothing refines."""
+        if self._refiner is None:
+            return {}
+        return {"prf": self._refiner._asdict(), "prf_s": self._prf_s}
+
+    def _found(self, embeddings: Embeddings, num_queries: int, refiner: RefinerInfo) -> list[Found]:
+        """What a refiner reads of a first search."""
+        if not refiner.num_feedback:
+            return [Found([]) for _ in range(num_queries)]
+        first = self._shards.search(embeddings, refiner.num_feedback, allowed=self._allowed)
+        found = []
+        for line, scores in zip(first.rows, first.scores, strict=True):
+            rows = line[line >= 0]
+            ids = self._reader.passage_ids.take(rows).tolist()
+            hits = [Hit(id_, float(score)) for id_, score in zip(ids, scores, strict=False)]
+            if refiner.reads == "embeddings":
+                found.append(Found(hits, embeddings=self._reader.embeddings(rows)))
+            else:
+                found.append(Found(hits, self._passages(rows)))
+        return found
 
     def _feedback(self, top: TopK) -> list[list[tuple[Hit, Passage]]]:
         feedback = []

@@ -22,7 +22,7 @@ import pyarrow as pa
 from raydr.data.examples import ExampleSet
 from raydr.encoders.multimodal import MultimodalCheckpoint, MultimodalEncoderConfig, MultimodalReader
 from raydr.encoders.text import TextEncoder, TextEncoderConfig
-from raydr.encoders.texts import Texts
+from raydr.encoders.texts import Texts, Vectors
 from raydr.train.sampling import BatchSampler, Group, share
 from raydr.types import Passage, Query
 
@@ -36,7 +36,7 @@ _BLOCKS_AHEAD = 256
 """Blocks in one execution of Ray Data: a plan is a few numbers for each group, starting an execution costs seconds."""
 
 
-Tokenized: TypeAlias = dict[str, Texts]
+Tokenized: TypeAlias = dict[str, Texts | Vectors]
 
 
 @runtime_checkable
@@ -44,7 +44,9 @@ class GroupTokenizer(Protocol):
     """Tokenises the texts of a batch; travels to Ray Data's tasks, so it holds configuration only."""
 
     def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
-        """What is read, by what it is: `queries` and `passages` (query-major), or `pairs`."""
+        """What is read, by what it is: `queries` and `passages` (query-major), or `pairs`. A side that is not trained
+        may be given as its embeddings, which no network then reads.
+        """
         ...
 
     @property
@@ -176,7 +178,12 @@ class _Tokenize:
 
 _SIDES = ("queries", "passages", "pairs")
 _TEXTS = pa.struct(
-    {"ids": pa.list_(pa.list_(pa.int32())), "first_pooled": pa.list_(pa.int32()), "pixels": pa.list_(pa.large_binary())}
+    {
+        "ids": pa.list_(pa.list_(pa.int32())),
+        "first_pooled": pa.list_(pa.int32()),
+        "pixels": pa.list_(pa.large_binary()),
+        "vectors": pa.list_(pa.large_binary()),
+    }
 )
 _SCHEMA = pa.schema(
     {
@@ -256,8 +263,15 @@ def to_batch(row: dict[str, Any], pad_id: int, *, multiple_of: int = 1) -> Train
         teacher_scores=tensor("teacher_scores", torch.float32),
         clusters=tensor("clusters", torch.int64),
     )
-    texts = {
-        side: None if row[side] is None else Texts(**row[side]).padded(pad_id, multiple_of=multiple_of)
-        for side in _SIDES
+    texts: dict[str, Any] = {
+        side: None if row[side] is None else _side(row[side]).padded(pad_id, multiple_of=multiple_of) for side in _SIDES
     }
     return TrainBatch(labels=labels, names=row["names"], **texts)
+
+
+def _side(parts: dict[str, Any]) -> Texts | Vectors:
+    """What `parts` of either was made of."""
+    vectors = parts.get("vectors")
+    if vectors is not None:
+        return Vectors.of(vectors)
+    return Texts(**{name: value for name, value in parts.items() if name != "vectors"})

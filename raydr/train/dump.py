@@ -14,10 +14,14 @@ def save_batch(batch: TrainBatch, file: Path) -> Path:
     """Writes the batch; the ids of its queries are in the file's metadata."""
     from safetensors.torch import save_file
 
+    from raydr.models.tokens import ReadyEmbeddings
+
     tensors = {name: value.contiguous() for name, value in vars(batch.labels).items() if value is not None}
     for name in ("queries", "passages", "pairs"):
         side = getattr(batch, name)
-        if side is not None:
+        if isinstance(side, ReadyEmbeddings):
+            tensors[f"{name}.embeddings"] = side.embeddings.contiguous()
+        elif side is not None:
             parts = {"ids": side.ids, "mask": side.mask, "pooled": side.pooled}
             if side.pictures is not None:
                 parts |= side.pictures._asdict()

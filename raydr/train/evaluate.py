@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from raydr.data.examples import ExampleSet
-from raydr.train.batches import GroupTokenizer, Texts, Tokenized
+from raydr.encoders.texts import Texts, Vectors
+from raydr.train.batches import GroupTokenizer, Tokenized
 from raydr.train.distributed import all_parts, most_of_all_workers, num_workers, worker_rank
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _rank_all(engine: Engine, examples: ExampleSet, tokenizer: GroupTokenizer) -
     passages = examples.passages(range(examples.num_passages))
     own_queries, own_passages = _own(len(queries)), _own(len(passages))
     tokens = tokenizer.tokenize([queries[i] for i in own_queries], [[passages[i]] for i in own_passages])
-    sides = [_forward(engine, tokens[name], tokenizer.pad_id) for name in ("queries", "passages")]
+    sides = [_embedded(engine, tokens[name], tokenizer.pad_id) for name in ("queries", "passages")]
     query_embeddings, passage_embeddings = (torch.cat(all_parts(side.float())) for side in sides)
     scores = query_embeddings @ passage_embeddings.T
     top = scores.topk(min(100, scores.shape[1]), dim=1)
@@ -60,7 +61,7 @@ def _rank_groups(engine: Engine, examples: ExampleSet, tokenizer: GroupTokenizer
     rows = [np.concatenate([examples.positives(i), examples.negatives(i)]).tolist() for i in range(len(examples))]
     own = _own(len(rows))
     tokens = tokenizer.tokenize([examples.query(i) for i in own], [examples.passages(rows[i]) for i in own])["pairs"]
-    scores = torch.cat(all_parts(_forward(engine, tokens, tokenizer.pad_id).float())).tolist()
+    scores = torch.cat(all_parts(_embedded(engine, tokens, tokenizer.pad_id).float())).tolist()
     run, start = [], 0
     for group in rows:
         run.append(sorted(zip(group, scores[start : start + len(group)], strict=True), key=lambda hit: -hit[1]))
@@ -71,6 +72,12 @@ def _rank_groups(engine: Engine, examples: ExampleSet, tokenizer: GroupTokenizer
 def _own(count: int) -> range:
     """This worker's consecutive share."""
     return range(count * worker_rank() // num_workers(), count * (worker_rank() + 1) // num_workers())
+
+
+def _embedded(engine: Engine, side: Texts | Vectors, pad_id: int) -> Tensor:
+    if isinstance(side, Vectors):
+        return torch.from_numpy(side.rows.copy()).to(engine.device)
+    return _forward(engine, side, pad_id)
 
 
 def _forward(engine: Engine, texts: Texts, pad_id: int) -> Tensor:

@@ -8,7 +8,7 @@ Notable: exact, not an approximation: the second embedding of a chunk draws the 
 random state is put back. It needs nothing of the loss but that it is a function of embeddings, and nothing of the
 engine but that gradients of several backward passes add up, so it works with every ZeRO stage, with accumulation and
 with any temperature. Texts are sorted by length before they are cut into chunks, so chunks are padded to their own
-longest text. Source: Gao et al. 2021 (arXiv 2101.06983).
+longest text. A side that comes as ready embeddings is used as it is. Source: Gao et al. 2021 (arXiv 2101.06983).
 
     output = backward(engine, objective, batch, chunk_tokens=4096, weight=1.0)
 """
@@ -25,8 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydr import series
+from raydr.models.tokens import ReadyEmbeddings
 from raydr.train.distributed import join, join_labels, join_tokens, most_of_all_workers, num_workers
-from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Tokens, TrainBatch
+from raydr.train.objective import EmbeddingObjective, Labels, LossOutput, Side, Tokens, TrainBatch
 
 _BUCKET_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens, padding included, of texts of like length that go through the network together where nothing is cached."""
@@ -59,7 +60,7 @@ def backward(
     With `chunk_tokens` None all texts go through the network once, and all their activations are kept; with a number,
     in chunks of so many tokens, twice.
     """
-    plans = [_Plan(tokens.to(engine.device), chunk_tokens) for tokens in batch.sides]
+    plans = [_plan(side.to(engine.device), chunk_tokens) for side in batch.sides]
     if chunk_tokens is None:
         embeddings = [plan.embed(engine) for plan in plans]
         output, scaled = _loss(objective, embeddings, batch, weight, engine.device)
@@ -67,8 +68,7 @@ def backward(
         return output
     for plan in plans:
         plan.embed_for_cache(engine)
-    leaves = [plan.cached.requires_grad_() for plan in plans]
-    output, scaled = _loss(objective, leaves, batch, weight, engine.device)
+    output, scaled = _loss(objective, [plan.cached for plan in plans], batch, weight, engine.device)
     scaled.backward()
     for plan in plans:
         plan.continue_backward(engine)
@@ -92,11 +92,11 @@ def _loss(
 def _labels(objective: EmbeddingObjective, batch: TrainBatch, device: torch.device) -> Labels:
     """The labels of the batch that the loss sees, with what the objective's teacher says of it."""
     labels = batch.labels.to(device)
-    queries, passages = (tokens.to(device) for tokens in batch.sides)
     if objective.gather:
         labels = join_labels(labels)
     if objective.in_batch_teacher is None:
         return labels
+    queries, passages = (tokens.to(device) for tokens in batch.texts)
     if objective.gather:
         queries = join_tokens(queries)
     with torch.no_grad():
@@ -139,7 +139,7 @@ class _Plan:
             for bounds in self._bounds:
                 self._states.append(_random_state(engine.device))
                 parts.append(self._forward(engine, *bounds))
-        self.cached = torch.cat(parts)[torch.argsort(self._order)]
+        self.cached = torch.cat(parts)[torch.argsort(self._order)].requires_grad_()
 
     def continue_backward(self, engine: Trainable) -> None:
         """Each chunk again, and the backward pass from the gradients that `cached` has by now."""
@@ -154,6 +154,27 @@ class _Plan:
 
     def _forward(self, engine: Trainable, start: int, end: int) -> Float[Tensor, "text ..."]:
         return engine(*self._tokens.part(start, end).inputs)
+
+
+class _Ready:
+    """A side that is embedded already: no network sees it, on any worker, and it has no gradient."""
+
+    def __init__(self, side: ReadyEmbeddings) -> None:
+        self.cached = side.embeddings
+
+    def embed(self, engine: Trainable) -> Float[Tensor, "text dim"]:
+        del engine
+        return self.cached
+
+    def embed_for_cache(self, engine: Trainable) -> None:
+        """There is nothing to do."""
+
+    def continue_backward(self, engine: Trainable) -> None:
+        """Likewise."""
+
+
+def _plan(side: Side, chunk_tokens: int | None) -> _Plan | _Ready:
+    return _Ready(side) if isinstance(side, ReadyEmbeddings) else _Plan(side, chunk_tokens)
 
 
 def _cut(lengths: list[int], chunk_tokens: int) -> Iterator[tuple[int, int]]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from raydr.models.tokens import Tokens
+from raydr.models.tokens import ReadyEmbeddings, Tokens
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,17 @@ class InBatchTeacher(Protocol):
     def __call__(self, queries: Tokens, passages: Tokens) -> Float[Tensor, "query passage"]: ...
 
 
+Side: TypeAlias = Tokens | ReadyEmbeddings
+
+
 @dataclass(frozen=True)
 class TrainBatch:
     """One worker's share of a batch."""
 
     labels: Labels
-    queries: Tokens | None = None
-    passages: Tokens | None = None
+    queries: Side | None = None
+    """To be embedded, or embedded already where their side is frozen; so the passages."""
+    passages: Side | None = None
     """The passages of all groups, query-major."""
     pairs: Tokens | None = None
     """Query and passage as one text, for a cross-encoder, in place of the two: the pairs of all groups, query-major."""
@@ -84,11 +88,19 @@ class TrainBatch:
     """Ids of the queries, for error messages."""
 
     @property
-    def sides(self) -> tuple[Tokens, Tokens]:
+    def sides(self) -> tuple[Side, Side]:
         """Queries and passages. Raises `TypeError` for a batch of pairs, which has neither."""
         if self.queries is None or self.passages is None:
             raise TypeError("an EmbeddingObjective needs queries and passages, and this method's tokenizer gives pairs")
         return self.queries, self.passages
+
+    @property
+    def texts(self) -> tuple[Tokens, Tokens]:
+        """The same as token ids. Raises `TypeError` where one of them is embedded already."""
+        queries, passages = self.sides
+        if isinstance(queries, ReadyEmbeddings) or isinstance(passages, ReadyEmbeddings):
+            raise TypeError("token ids are asked for of a side that this method's tokenizer gives as ready embeddings")
+        return queries, passages
 
     def to(self, device: torch.device) -> TrainBatch:
         sides = {name: getattr(self, name) for name in ("queries", "passages", "pairs")}

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,15 @@ def answer(index: Path, text: str, *, k: int, mode: Literal["dense", "bm25", "hy
     from raydr.encoders.factory import EncoderFactory
     from raydr.index.reader import IndexReader
     from raydr.stages.config import SearchConfig
+    from raydr.stages.prf import build_learned
     from raydr.stages.search import Searcher
     from raydr.types import PASSAGE_ID, SCORE, Query
 
     reader = IndexReader.open(index)
     config = SearchConfig(mode=mode, k=k)
     with ExitStack() as stack:
-        searcher = Searcher(reader, config, EncoderFactory(reader.method), None, use_ray=False, stack=stack)
+        build_refiner = partial(build_learned, reader.method)
+        searcher = Searcher(reader, config, EncoderFactory(reader.method), build_refiner, use_ray=False, stack=stack)
         table = searcher.hits([Query("query", text)], None)
     ids, scores = table.column(PASSAGE_ID).to_pylist(), table.column(SCORE).to_pylist()
     found = reader.passages(np.flatnonzero(reader.select(allow_ids=ids)))

@@ -19,7 +19,13 @@ def config(request):
 
 
 def test_there_are_configs():
-    assert {path.name for path in CONFIGS} >= {"local.yaml", "multimodal.yaml", "rerank.yaml", "search.yaml"}
+    assert {path.name for path in CONFIGS} >= {
+        "local.yaml",
+        "multimodal.yaml",
+        "rerank.yaml",
+        "search.yaml",
+        "search_prf.yaml",
+    }
 
 
 def test_serve_accepts_it(config):

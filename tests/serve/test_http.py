@@ -434,4 +434,5 @@ def test_a_methods_refiner_searches_twice_as_the_pipeline_does(serve_in_process,
     for result, rows, scores in zip(answer["results"], top.rows, top.scores, strict=True):
         assert [hit["id"] for hit in result["hits"]] == [reader.passage_ids[int(row)] for row in rows]
         assert [hit["score"] for hit in result["hits"]] == pytest.approx(scores.tolist(), abs=1e-5)
-    assert "refine" in answer["timings_ms"]
+    assert "prf" in answer["timings_ms"]
+    assert answer["prf"] == {"method": "learned", "k": 2, "applied": True}

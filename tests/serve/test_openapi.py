@@ -28,6 +28,12 @@ BODIES = {
         {"query": "x", "feedback": {"scores": "lexical", "depth": 1}},
         {"query": "x", "feedback": {"scores": None, "depth": 2}},
         {"query": "x", "feedback": {"order": "lexical"}, "mode": "bm25"},
+        *({"query": "x", "prf": prf} for prf in (None, {"method": "none"}, {"method": "average", "k": 2.0})),
+        *(
+            {"query": "x", "prf": prf}
+            for prf in ({"k": 0}, {"method": "mean"}, {"method": "rocchio", "k": 1.5}, "average")
+        ),
+        *({"query": "x", "prf": prf, "mode": "bm25"} for prf in (None, {"method": "none"})),
         *({"query": "x", "filters": filters} for filters in (*FILTERS, *WRONG_FILTERS)),
     ],
     "/v1/embeddings": [

@@ -136,12 +136,13 @@ class WithFeedback(ZeroShot):
 
 class _Average:
     num_feedback = 2
+    reads = "passages"
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    def refine(self, queries: Any, embeddings: Any, feedback: Any) -> np.ndarray:
-        passages = [self._encoder.encode_passages([passage for _, passage in hits]).sum(axis=0) for hits in feedback]
+    def refine(self, queries: Any, embeddings: Any, found: Any) -> np.ndarray:
+        passages = [self._encoder.encode_passages(own.passages).sum(axis=0) for own in found]
         return ((embeddings + np.stack(passages)) / 3).astype(np.float32)
 
 

@@ -36,10 +36,12 @@ class AddBest:
     """Adds the words of the best passage to the query, and wants two passages to choose from."""
 
     num_feedback = 2
+    reads = "passages"
 
-    def refine(self, queries, embeddings, feedback):
-        assert all(len(found) == 2 and found[0][0].score >= found[1][0].score for found in feedback)
-        return embeddings + WordCounts().encode_passages([found[0][1] for found in feedback])
+    def refine(self, queries, embeddings, found):
+        assert all(len(own.hits) == len(own.passages) == 2 for own in found)
+        assert all(own.hits[0].score >= own.hits[1].score for own in found)
+        return embeddings + WordCounts().encode_passages([own.passages[0] for own in found])
 
 
 class ByLength:
