@@ -186,13 +186,22 @@ class AncePrf(Method):
         """The retriever's: of the first search's queries, and of all passages."""
         return self._retriever.build_encoder()
 
-    def preprocess_query(self, query: Query) -> Query:
-        """As the retriever does it, with the feedback's passages as its passages."""
-        feedback = tuple(self._retriever.preprocess_passage(passage) for passage in query.feedback)
-        return self._retriever.preprocess_query(query)._replace(feedback=feedback)
+    @property
+    def preprocessing_version(self) -> str:
+        """The retriever's."""
+        return self._retriever.preprocessing_version
 
-    def preprocess_passage(self, passage: Passage) -> Passage:
-        return self._retriever.preprocess_passage(passage)
+    def preprocess_queries(self, queries: Sequence[Query]) -> list[Query]:
+        """As the retriever does it, with the feedback's passages as its passages."""
+        flat = iter(self._retriever.preprocess_passages([passage for query in queries for passage in query.feedback]))
+        found = self._retriever.preprocess_queries([query._replace(feedback=()) for query in queries])
+        return [
+            done._replace(feedback=tuple(next(flat) for _ in query.feedback))
+            for done, query in zip(found, queries, strict=True)
+        ]
+
+    def preprocess_passages(self, passages: Sequence[Passage]) -> list[Passage]:
+        return self._retriever.preprocess_passages(passages)
 
     def build_feedback_encoder(self) -> FeedbackEncoder:
         """f_prf. Raises `ConfigError` for a retriever of other things than texts, or a checkpoint of other settings."""
@@ -215,7 +224,7 @@ class AncePrf(Method):
                 f"retriever: its encoder is {base}, but the index was made by {encoder.version}; name the index's own "
                 "method as the retriever, or embed and index the corpus with this one"
             )
-        return LearnedFeedback(feedback, lambda queries: [self.preprocess_query(query) for query in queries])
+        return LearnedFeedback(feedback, self.preprocess_queries)
 
     def fit(self, steps: Steps) -> Component:
         """The first search of the training queries, the frozen vectors of what it found, and one training."""

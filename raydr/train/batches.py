@@ -10,6 +10,7 @@ its stream at its step, nothing before it is tokenised again.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,15 +61,20 @@ class BatchTokenizer:
     config: TextEncoderConfig
 
     def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
-        encoder = _encoder(self.config)
+        encoder = self.encoder
         return {
             "queries": Texts(encoder.tokenize_queries(queries)),
             "passages": Texts(encoder.tokenize_passages(list(chain.from_iterable(groups)))),
         }
 
     @property
+    def encoder(self) -> TextEncoder:
+        """What tokenises; of the same config the same one. Networks that read texts otherwise have another."""
+        return _encoder(self.config)
+
+    @property
     def pad_id(self) -> int:
-        return _encoder(self.config).pad_id
+        return self.encoder.pad_id
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,7 @@ _TEXTS = pa.struct(
         "first_pooled": pa.list_(pa.int32()),
         "pixels": pa.list_(pa.large_binary()),
         "vectors": pa.list_(pa.large_binary()),
+        "labels": pa.list_(pa.list_(pa.int64())),
     }
 )
 _SCHEMA = pa.schema(
@@ -266,6 +273,11 @@ def to_batch(row: dict[str, Any], pad_id: int, *, multiple_of: int = 1) -> Train
     texts: dict[str, Any] = {
         side: None if row[side] is None else _side(row[side]).padded(pad_id, multiple_of=multiple_of) for side in _SIDES
     }
+    queries = texts["queries"]
+    if queries is not None and (own := row["queries"].get("labels")) is not None:
+        width = queries.ids.shape[1]
+        told = torch.tensor([[*text, *[0] * (width - len(text))] for text in own], dtype=torch.int64)
+        labels = dataclasses.replace(labels, token_labels=told)
     return TrainBatch(labels=labels, names=row["names"], **texts)
 
 
