@@ -112,10 +112,11 @@ class Tagging:
     def __call__(self, model: Any, batch: TrainBatch) -> LossOutput:
         import torch
 
+        from raydr.models.tokens import Tokens
         from raydr.train.objective import LossOutput
 
         told = batch.labels.token_labels
-        if batch.queries is None or told is None:
+        if not isinstance(batch.queries, Tokens) or told is None:
             raise ConfigError("a tagger is trained on marked texts; its learner must build a TagTokenizer")
         log_shares = model(*batch.queries.inputs).float().log_softmax(dim=-1)
         allowed = (told[:, :, None] >> torch.arange(log_shares.shape[-1], device=told.device)) & 1
