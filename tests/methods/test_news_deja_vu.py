@@ -145,7 +145,7 @@ class TestMaskToken:
     def test_masking_without_a_tagger_says_what_to_do(self, encoder_folder):
         method = build_method(Component(import_path=PATH, args={"model": encoder_folder}))
         with pytest.raises(ConfigError, match="train one with"):
-            method.encoder().encode_queries([Query("q", "a")])
+            method.preprocess_queries([Query("q", "a")])
         args = {"tagger": {"model": "a"}, "tagger_training": {"sources": [{"path": "a"}]}}
         with pytest.raises(ConfigError, match="name a tagger, or train one"):
             build_method(Component(import_path=PATH, args=args))
