@@ -2,7 +2,7 @@
 
 Notable: a score is larger for a better passage and is divided by `temperature`; `positives` is a boolean matrix, so one
 positive, many positives and a passage that occurs twice in the batch are the same input; every loss is a mean over
-queries and computed in float32 whatever it is given.
+queries (but for online_contrastive, a sum) and computed in float32 whatever it is given.
 
 | function | what it pulls together |
 | --- | --- |
@@ -11,6 +11,7 @@ queries and computed in float32 whatever it is given.
 | listwise | a group's softmax and where its positives are |
 | margin_mse | differences of scores and the teacher's differences |
 | kl_distillation | a group's softmax and the teacher's |
+| online_contrastive | the hard pairs of a batch: like ones together, others a margin apart |
 | ranknet, lambdarank, listnet | a group's scores and the order a teacher gives it |
 """
 
@@ -50,6 +51,27 @@ def listwise(
     """Cross-entropy between a group's softmax and the uniform distribution over its positives (ListNet with labels)."""
     log_shares = functional.log_softmax(group_scores.float() / temperature, dim=1)
     return -((log_shares * positives).sum(dim=1) / positives.sum(dim=1).clamp(min=1)).mean()
+
+
+def online_contrastive(
+    distances: Float[Tensor, " pair"], positives: Bool[Tensor, " pair"], *, margin: float = 0.5
+) -> Float[Tensor, ""]:
+    """Squared distances of the hard positive pairs, and squared shortfalls to `margin` of the hard negative ones.
+
+    Hard are negatives nearer than the farthest positive, and positives farther than the nearest negative; where there
+    are fewer than two positives (negatives), than the mean of the negatives (positives) themselves. A sum, not a mean:
+    easy pairs contribute nothing and dilute nothing. Source: sentence-transformers' OnlineContrastiveLoss, which
+    chooses among the pairs of Hadsell et al. 2006.
+    """
+    distances = distances.float()
+    near, far = distances[positives], distances[~positives]
+    with torch.no_grad():
+        nothing = distances.new_tensor(float("nan"))  # nothing is above or below it
+        mean_near, mean_far = (own.mean() if len(own) else nothing for own in (near, far))
+        farthest = near.max() if len(near) > 1 else mean_far
+        nearest = far.min() if len(far) > 1 else mean_near
+    hard_far, hard_near = far[far < farthest], near[near > nearest]
+    return hard_near.square().sum() + (margin - hard_far).clamp(min=0).square().sum()
 
 
 def margin_mse(

@@ -38,6 +38,7 @@ from raydr.stages.config import MineConfig
 from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import examples_of_file, mine_negatives, training_data
 from raydr.stages.pictures_on_ray import preparation, prepare_on_ray
+from raydr.stages.preprocess import preprocessed_corpus
 from raydr.stages.query_encoder import QueryEncoder
 from raydr.stages.score import score_examples
 from raydr.stages.search import RUN, search_corpus
@@ -80,9 +81,13 @@ class Steps:
     def index(self, method: Component, folder: str) -> Path:
         """Embeds the corpus with `method` and indexes it; the index artifact's path."""
         out = self.config.out / folder
+        texts = self.config.out / "preprocessed"
+        ready, build_encoder = preprocessed_corpus(
+            self.corpus, method, self.config.preprocess, texts, use_ray=self.use_ray
+        )
         embeddings = embed_corpus(
-            self.corpus,
-            EncoderFactory(method),
+            ready,
+            build_encoder,
             self.config.embed,
             out / "embed",
             use_ray=self.use_ray,

@@ -22,6 +22,23 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 """All of them; arrays hold their places in it."""
 
 
+class Entity(NamedTuple):
+    """A stretch of a text that names something: characters `start` to `end` (exclusive)."""
+
+    start: int
+    end: int
+    label: str
+    """What is named: PER, ORG, LOC or MISC; other labels where a tagger has others."""
+
+
+class Annotation(NamedTuple):
+    """The entities that were marked in a text."""
+
+    entities: tuple[Entity, ...]
+    labels: tuple[str, ...]
+    """What was looked for. A name of another kind may stand in the text and not be marked."""
+
+
 class Query(NamedTuple):
     """A question, a picture, or both; `text` is empty where there is only a picture."""
 
@@ -31,6 +48,8 @@ class Query(NamedTuple):
     """A picture as the bytes of its file (PNG, JPEG or WebP)."""
     instruction: str = ""
     """What is looked for ("Find a picture that the text describes."), for encoders that read instructions."""
+    annotation: Annotation | None = None
+    """The entities marked in the text, where a tagger is trained on it."""
 
     @property
     def modality(self) -> Modality:
@@ -115,6 +134,8 @@ COPIES = "copies"
 """Of a query: how often an epoch of training shows it (1 where nobody says)."""
 EXCLUDED_IDS = "excluded_ids"
 """Of a query: what is no answer to it, such as the picture it asks with (a list of strings)."""
+ANNOTATION = "annotation"
+"""Of a query: the entities marked in its text."""
 RELEVANCE = "relevance"
 SCORE = "score"
 EMBEDDING = "embedding"

@@ -8,7 +8,7 @@ ids stay in memory.
 | file | columns |
 | --- | --- |
 | queries.arrow | query_id, text; positives, negatives (rows; negatives hardest first), their scores, negative_sources |
-| | image, instructions, task and copies where the queries have them |
+| | image, instructions, task, copies and annotation where the queries have them |
 | passages.arrow | passage_id, title, text; document_id where documents were split |
 | | image and image_hash where there are pictures |
 
@@ -37,6 +37,7 @@ from raydr.data.arrow_rows import ArrowRows
 from raydr.data.passages import PICTURES, has_pictures, passage_columns, passage_table, passages_of
 from raydr.errors import DataError
 from raydr.types import (
+    ANNOTATION,
     COPIES,
     DOCUMENT_ID,
     IMAGE,
@@ -46,6 +47,8 @@ from raydr.types import (
     TASK,
     TEXT,
     TITLE,
+    Annotation,
+    Entity,
     Passage,
     Query,
 )
@@ -74,6 +77,12 @@ _QUERY_SCHEMA = pa.schema(
         NEGATIVE_SOURCES: pa.list_(pa.string()),
     }
 )
+_ANNOTATIONS = pa.struct(
+    {
+        "entities": pa.list_(pa.struct({"start": pa.int64(), "end": pa.int64(), "label": pa.string()})),
+        "labels": pa.list_(pa.string()),
+    }
+)
 _IMAGE_HASH = "image_hash"
 _BATCH_ROWS = 8192
 
@@ -83,8 +92,8 @@ class Example:
     """One training query as it is written; ids are the corpus's."""
 
     query: Query
-    positives: Sequence[str]
-    """The passages to train towards."""
+    positives: Sequence[str] = ()
+    """The passages to train towards; none only where the query is a text with an annotation, for a tagger."""
     negatives: Sequence[str] = ()
     """Candidates for negatives, hardest first."""
     negative_scores: Sequence[float] = ()
@@ -124,7 +133,12 @@ class ExampleSet:
     def query(self, row: int) -> Query:
         image = self._queries[IMAGE][row].as_py() if IMAGE in self._queries.column_names else None
         instruction = next(iter(self.instructions(row)), "")
-        return Query(self._queries[QUERY_ID][row].as_py(), self._queries[TEXT][row].as_py(), image, instruction)
+        query = Query(self._queries[QUERY_ID][row].as_py(), self._queries[TEXT][row].as_py(), image, instruction)
+        if ANNOTATION not in self._queries.column_names:
+            return query
+        marked = self._queries[ANNOTATION][row].as_py()
+        entities = tuple(Entity(**entity) for entity in marked["entities"])
+        return query._replace(annotation=Annotation(entities, tuple(marked["labels"])))
 
     def instructions(self, row: int) -> list[str]:
         """All wordings of the query's instruction; empty where it has none."""
@@ -259,6 +273,8 @@ class QueryLabels:
     """Query id -> its task."""
     copies: Mapping[str, int] = field(default_factory=dict)
     """Query id -> how often an epoch shows it."""
+    has_annotations: bool = False
+    """Whether all of them have an annotation."""
 
     @classmethod
     def of(cls, queries: QuerySet) -> QueryLabels:
@@ -272,14 +288,19 @@ class QueryLabels:
             INSTRUCTIONS: (pa.list_(pa.string()), bool(self.instructions)),
             TASK: (pa.string(), bool(self.tasks)),
             COPIES: (pa.int64(), bool(self.copies)),
+            ANNOTATION: (_ANNOTATIONS, self.has_annotations),
         }
         return {name: kind for name, (kind, is_there) in there.items() if is_there}
 
     def row(self, query: Query) -> dict[str, Any]:
         """The query's values of all columns that there may be."""
         id_ = query.query_id
-        labels = (query.image, self.instructions.get(id_), self.tasks.get(id_), self.copies.get(id_))
-        return dict(zip((IMAGE, INSTRUCTIONS, TASK, COPIES), labels, strict=True))
+        marked = None
+        if query.annotation is not None:
+            entities = [entity._asdict() for entity in query.annotation.entities]
+            marked = {"entities": entities, "labels": list(query.annotation.labels)}
+        labels = (query.image, self.instructions.get(id_), self.tasks.get(id_), self.copies.get(id_), marked)
+        return dict(zip((IMAGE, INSTRUCTIONS, TASK, COPIES, ANNOTATION), labels, strict=True))
 
 
 class ExampleWriter:
@@ -390,7 +411,7 @@ def _with_hashes(passages: pa.Table) -> pa.Table:
 
 def _check(example: Example) -> None:
     name = f"query {example.query.query_id!r}"
-    if not example.positives:
+    if not example.positives and example.query.annotation is None:
         raise DataError(f"{name}: an example needs a positive")
     if both := set(example.positives) & set(example.negatives):
         raise DataError(f"{name}: its passage {min(both)!r} is a positive and a negative")

@@ -22,12 +22,15 @@ class EncoderFactory:
     """A picklable `() -> Encoder`: names a method, builds its encoder (preprocessing included) where it is called."""
 
     method: Component
+    is_preprocessed: bool = False
+    """Whether passages come as the method's preprocessing leaves them (raydr/stages/preprocess.py)."""
 
     def __call__(self) -> Encoder:
         # Asked before it is built: an index's manifest names it, and anything importable would be called.
         if not hasattr(import_object(self.method.import_path), "encoder"):
             raise ConfigError(f"method {self.method.import_path}: is not a raydr Method")
-        return self.method.build().encoder()
+        built = self.method.build()
+        return built.encoder(is_preprocessed=True) if self.is_preprocessed else built.encoder()
 
 
 def build_ranker(component: Component) -> Any:

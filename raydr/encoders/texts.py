@@ -27,6 +27,8 @@ class Texts:
     """Of each, how many tokens at its start are left out of its embedding; None: of networks that leave out none."""
     pixels: list[bytes | None] | None = None
     """The picture of each: rows of RGB, of a square; None: of networks that see none."""
+    labels: list[list[int]] | None = None
+    """A label of each token, of networks that are trained to tell it (raydr/train/tagging.py says what it is)."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,11 +39,12 @@ class Texts:
             [self.ids[row] for row in rows],
             None if self.first_pooled is None else [self.first_pooled[row] for row in rows],
             None if self.pixels is None else [self.pixels[row] for row in rows],
+            None if self.labels is None else [self.labels[row] for row in rows],
         )
 
     @property
     def parts(self) -> dict[str, list | None]:
-        return {"ids": self.ids, "first_pooled": self.first_pooled, "pixels": self.pixels}
+        return {"ids": self.ids, "first_pooled": self.first_pooled, "pixels": self.pixels, "labels": self.labels}
 
     def padded(self, pad_id: int, *, multiple_of: int = 1) -> Tokens:
         """As tensors, on the CPU, padded on the right to the longest and on to a multiple of `multiple_of` tokens."""

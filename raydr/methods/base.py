@@ -11,9 +11,11 @@ never as a pickled object. `examples/add_a_method.py` writes one.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +28,7 @@ from raydr.encoders.text import TextEncoder, TextEncoderConfig
 from raydr.errors import ConfigError
 from raydr.protocols import Encoder, QueryRefiner, Reranker
 from raydr.train.batches import BatchTokenizer, GroupTokenizer, MultimodalTokenizer, Tokenized
+from raydr.train.learner import Learner
 from raydr.train.sampling import BatchSampler, RandomBatches
 from raydr.train.trainer import MODEL
 from raydr.types import Embeddings, Passage, Query
@@ -34,50 +37,41 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only training needs it
     from torch import nn
 
     from raydr.steps import Steps
-    from raydr.train.objective import EmbeddingObjective, Objective
 
 
-class Method(ABC):
+class Method(Learner, ABC):
     """Base of every method. Subclasses set `Config` and override what their paper changes."""
-
-    Config: ClassVar[ConfigClass] = Config
-
-    config: Any
-    """An instance of this class's own `Config`; a subclass may declare it so."""
-    is_measured_on_dev: ClassVar[bool] = True
-    """Whether training can rank the dev examples with the network: one embedding per text, or one score per pair."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     @abstractmethod
     def build_encoder(self) -> Encoder:
         """The encoder of queries and passages."""
 
-    def encoder(self) -> Encoder:
-        """`build_encoder` with the method's preprocessing in front: what every verb and deployment encodes with."""
-        return MethodEncoder(self)
+    def encoder(self, *, is_preprocessed: bool = False) -> Encoder:
+        """`build_encoder` with the method's preprocessing in front: what every verb and deployment encodes with.
 
-    def preprocess_query(self, query: Query) -> Query:
-        """What is done to a query's text before it is encoded; the very same code runs in batch search and serving."""
-        return query
-
-    def preprocess_passage(self, passage: Passage) -> Passage:
-        """What is done to a passage's text before it is encoded; the index keeps the original text."""
-        return passage
+        With `is_preprocessed`, passages come as `preprocess_passages` leaves them.
+        """
+        return MethodEncoder(self, is_preprocessed=is_preprocessed)
 
     @property
-    def component(self) -> Component:
-        """The method as configuration."""
-        return self._with({})
+    def preprocessing_version(self) -> str:
+        """Stamp of what `preprocess_queries` and `preprocess_passages` do. It is part of the encoder's version, so an
+        index of texts that were changed in another way refuses this method's queries. Empty: they change nothing that
+        matters.
+        """
+        return ""
 
-    def trained(self, model: str) -> Component:
-        """This method with the weights in the folder `model`: what embeds and serves after training."""
-        return self._with({"model": model})
+    def preprocess_queries(self, queries: Sequence[Query]) -> list[Query]:
+        """What is done to queries before they are encoded; the very same code runs in batch search and serving."""
+        return list(queries)
 
-    def _with(self, changes: dict[str, Any]) -> Component:
-        args = {**self.config.model_dump(mode="json", exclude_unset=True), **changes}
-        return Component(import_path=f"{type(self).__module__}:{type(self).__qualname__}", args=args)
+    def preprocess_passages(self, passages: Sequence[Passage]) -> list[Passage]:
+        """What is done to passages before they are encoded; the index keeps the original text."""
+        return list(passages)
+
+    def tokenizer(self) -> GroupTokenizer:
+        """`build_tokenizer` with the method's preprocessing in front: what training reads."""
+        return MethodTokenizer(self, self.build_tokenizer())
 
     def fit(self, steps: Steps) -> Component:
         """The whole training, as steps that are each made once; gives the method with what it learned.
@@ -90,30 +84,6 @@ class Method(ABC):
         model = steps.train(self.component, steps.train_config, examples, "train", dev=dev)
         return self.trained(str((model.path / MODEL).resolve()))
 
-    def build_model(self) -> nn.Module:
-        """The network to train, in float32, with the weights it starts from."""
-        raise _not_trained(self)
-
-    def build_objective(self) -> Objective | EmbeddingObjective:
-        """What it is trained for. One object for the whole training."""
-        raise _not_trained(self)
-
-    def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
-        """Which examples make a batch of `batch_size` queries, those of all workers together."""
-        raise _not_trained(self)
-
-    def tokenizer(self) -> GroupTokenizer:
-        """`build_tokenizer` with the method's preprocessing in front: what training reads."""
-        return MethodTokenizer(self, self.build_tokenizer())
-
-    def build_tokenizer(self) -> GroupTokenizer:
-        """Texts to the token ids that `build_model`'s network reads."""
-        raise _not_trained(self)
-
-    def save_model(self, model: nn.Module, folder: Path) -> None:
-        """Writes a trained network as a checkpoint that `build_encoder` and `build_model` open again."""
-        raise _not_trained(self)
-
     def build_refiner(self, encoder: Encoder) -> QueryRefiner | None:
         """Pseudo-relevance feedback between a first and a second search; None searches once."""
         return None
@@ -121,10 +91,6 @@ class Method(ABC):
     def build_reranker(self) -> Reranker | None:
         """Reorders the hits of the last search; None keeps the retriever's order."""
         return None
-
-
-def _not_trained(method: Method) -> ConfigError:
-    return ConfigError(f"{type(method).__name__} is not trained; choose a method that is, such as Contrastive")
 
 
 class DualEncoderConfig(TextEncoderConfig):
@@ -287,8 +253,8 @@ def build_method(component: Component) -> Method:
 class MethodEncoder:
     """A method's encoder with the method's preprocessing in front."""
 
-    def __init__(self, method: Method) -> None:
-        self._method = method
+    def __init__(self, method: Method, *, is_preprocessed: bool = False) -> None:
+        self._method, self._is_preprocessed = method, is_preprocessed
         self._encoder = method.build_encoder()
 
     @property
@@ -297,7 +263,9 @@ class MethodEncoder:
 
     @property
     def version(self) -> str:
-        return self._encoder.version
+        """The encoder's own stamp; where texts are changed before, one of both."""
+        before, own = self._method.preprocessing_version, self._encoder.version
+        return hashlib.sha256(f"{before} {own}".encode()).hexdigest() if before else own
 
     @property
     def inner(self) -> Encoder:
@@ -305,10 +273,11 @@ class MethodEncoder:
         return getattr(self._encoder, "inner", self._encoder)
 
     def encode_queries(self, queries: Sequence[Query]) -> Embeddings:
-        return self._encoder.encode_queries([self._method.preprocess_query(q) for q in queries])
+        return self._encoder.encode_queries(self._method.preprocess_queries(queries))
 
     def encode_passages(self, passages: Sequence[Passage]) -> Embeddings:
-        return self._encoder.encode_passages([self._method.preprocess_passage(p) for p in passages])
+        changed = passages if self._is_preprocessed else self._method.preprocess_passages(passages)
+        return self._encoder.encode_passages(changed)
 
 
 @dataclass(frozen=True)
@@ -323,5 +292,6 @@ class MethodTokenizer:
         return self.inner.pad_id
 
     def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
-        passages = [[self.method.preprocess_passage(passage) for passage in group] for group in groups]
-        return self.inner.tokenize([self.method.preprocess_query(query) for query in queries], passages)
+        passages = iter(self.method.preprocess_passages(list(chain.from_iterable(groups))))
+        changed = [list(islice(passages, len(group))) for group in groups]
+        return self.inner.tokenize(self.method.preprocess_queries(queries), changed)

@@ -40,6 +40,15 @@ class EmbedConfig(PoolConfig):
     """Passages per call of the encoder and per file: what an interruption costs at most, per worker."""
 
 
+class PreprocessConfig(PoolConfig):
+    """What a method does to a corpus's texts before they are embedded, such as tagging names and masking them. Nothing
+    here changes the texts.
+    """
+
+    passages_per_block: int = Field(default=512, ge=1)
+    """Passages that an actor is given at once."""
+
+
 class ScoreConfig(PoolConfig):
     """Scoring training examples with a ranker, for methods that learn from one. Nothing here changes the scores."""
 

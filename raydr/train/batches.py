@@ -10,6 +10,7 @@ its stream at its step, nothing before it is tokenised again.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,15 +59,20 @@ class BatchTokenizer:
     config: TextEncoderConfig
 
     def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
-        encoder = _encoder(self.config)
+        encoder = self.encoder
         return {
             "queries": Texts(encoder.tokenize_queries(queries)),
             "passages": Texts(encoder.tokenize_passages(list(chain.from_iterable(groups)))),
         }
 
     @property
+    def encoder(self) -> TextEncoder:
+        """What tokenises; of the same config the same one. Networks that read texts otherwise have another."""
+        return _encoder(self.config)
+
+    @property
     def pad_id(self) -> int:
-        return _encoder(self.config).pad_id
+        return self.encoder.pad_id
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,12 @@ class _Tokenize:
 
 _SIDES = ("queries", "passages", "pairs")
 _TEXTS = pa.struct(
-    {"ids": pa.list_(pa.list_(pa.int32())), "first_pooled": pa.list_(pa.int32()), "pixels": pa.list_(pa.large_binary())}
+    {
+        "ids": pa.list_(pa.list_(pa.int32())),
+        "first_pooled": pa.list_(pa.int32()),
+        "pixels": pa.list_(pa.large_binary()),
+        "labels": pa.list_(pa.list_(pa.int64())),
+    }
 )
 _SCHEMA = pa.schema(
     {
@@ -260,4 +271,9 @@ def to_batch(row: dict[str, Any], pad_id: int, *, multiple_of: int = 1) -> Train
         side: None if row[side] is None else Texts(**row[side]).padded(pad_id, multiple_of=multiple_of)
         for side in _SIDES
     }
+    queries = texts["queries"]
+    if queries is not None and (own := row["queries"]["labels"]) is not None:
+        width = queries.ids.shape[1]
+        told = torch.tensor([[*text, *[0] * (width - len(text))] for text in own], dtype=torch.int64)
+        labels = dataclasses.replace(labels, token_labels=told)
     return TrainBatch(labels=labels, names=row["names"], **texts)

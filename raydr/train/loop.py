@@ -107,7 +107,7 @@ class _Training:
         if not self.config.worker_gpus:
             torch.set_num_threads(max(1, int(self.config.worker_cpus)))
         torch.manual_seed(self.config.seed)  # the same new weights everywhere
-        method: Any = job.method.build()  # a `raydr.methods.base.Method`; methods know the trainer, not the other way
+        method: Any = job.method.build()  # a `Learner`
         self.tokenizer = method.tokenizer()
         self.objective = method.build_objective()
         self.examples = ExampleSet.open(job.examples)

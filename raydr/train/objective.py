@@ -39,6 +39,9 @@ class Labels:
     """A teacher's score of every passage of the batch for every query, for objectives that distil in-batch pairs. It is
     of the batch the objective sees: where the batches of all workers are joined, of the joined one."""
 
+    token_labels: Int[Tensor, "query query_token"] | None = None
+    """The label of each token of each query, of texts that a tagger is trained on; padded with 0."""
+
     def to(self, device: torch.device) -> Labels:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return dataclasses.replace(self, **moved)

@@ -15,7 +15,7 @@ from raydr.data.config import DataConfig
 from raydr.evaluation.config import EvaluateConfig
 from raydr.index.config import IndexConfig
 from raydr.runtime import Runtime
-from raydr.stages.config import EmbedConfig, MineConfig, RerankConfig, ScoreConfig, SearchConfig
+from raydr.stages.config import EmbedConfig, MineConfig, PreprocessConfig, RerankConfig, ScoreConfig, SearchConfig
 from raydr.storage import Location
 from raydr.train.config import TrainConfig
 
@@ -31,6 +31,8 @@ class RunConfig(Config):
     """The corpus, and the queries and judgements where there are any."""
     method: Component = Component(import_path="raydr.methods.zero_shot:ZeroShot")
     """What encodes: a method by import path, with its arguments."""
+    preprocess: PreprocessConfig = Field(default_factory=PreprocessConfig)
+    """Changing the corpus's texts, for methods that do so."""
     embed: EmbedConfig = Field(default_factory=EmbedConfig)
     """Embedding the corpus."""
     index: IndexConfig = Field(default_factory=IndexConfig)

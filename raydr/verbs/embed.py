@@ -8,9 +8,9 @@ from __future__ import annotations
 from raydr import runtime
 from raydr.artifacts import Artifact
 from raydr.data.ingest import ingest
-from raydr.encoders.factory import EncoderFactory
 from raydr.stages.embed import embed_corpus
 from raydr.stages.pictures_on_ray import preparation
+from raydr.stages.preprocess import preprocessed_corpus
 from raydr.verbs.config import RunConfig
 
 
@@ -20,9 +20,12 @@ def embed(config: RunConfig) -> Artifact:
     use_ray = runtime.uses_ray(config.runtime, num_passages=corpus.num_passages)
     if use_ray:
         runtime.connect()
+    ready, build_encoder = preprocessed_corpus(
+        corpus, config.method, config.preprocess, config.out / "preprocessed", use_ray=use_ray
+    )
     return embed_corpus(
-        corpus,
-        EncoderFactory(config.method),
+        ready,
+        build_encoder,
         config.embed,
         config.out / "embed",
         use_ray=use_ray,

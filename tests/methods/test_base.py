@@ -36,8 +36,8 @@ class Shouting(Method):
     def build_encoder(self) -> LengthEncoder:
         return LengthEncoder()
 
-    def preprocess_query(self, query: Query) -> Query:
-        return query._replace(text=query.text + "!" * self.config.marks)
+    def preprocess_queries(self, queries: Sequence[Query]) -> list[Query]:
+        return [query._replace(text=query.text + "!" * self.config.marks) for query in queries]
 
 
 class Plain(Method):

@@ -171,6 +171,17 @@ PAPERS: dict[str, dict[str, Any]] = {
         },
         "mine": {},
     },
+    "news_deja_vu": {  # model card of dell-research-harvard/same-story
+        "method": {"margin": 0.5, "num_negatives": 1, "masking": True},
+        "train": {
+            "batch_size": 16,
+            "max_steps": 9 * 806,
+            "warmup_share": 0.39,
+            "evaluate_every": 320,
+            "clip_norm": 1.0,
+        },
+        "mine": {"dev_split": "dev"},
+    },
     "colbert": {  # arXiv 2004.12832, section 4.1
         "method": {"dimensions": 128, "normalize": True, "max_query_tokens": 32, "num_negatives": 1},
         "train": {"batch_size": 32, "learning_rate": 3e-6, "max_steps": 200000, "schedule": "constant"},
