@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from raydr.errors import ConfigError, RaydrError
+from raydr.verbs import deja_vu_options
 from raydr.version import __version__
 
 DEMO_INDEX = Path("runs/demo/index")
@@ -117,6 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, help_text in _VERBS.items():
         _add_verb(commands, verb, help_text)
     _add_serve(commands)
+    deja_vu_options.add_options(
+        _command(commands, "deja-vu", deja_vu_options.run, deja_vu_options.HELP, deja_vu_options.EPILOG)
+    )
     _add_update(commands)
     _add_data(commands)
     _add_reproductions(commands)

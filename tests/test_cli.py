@@ -24,6 +24,11 @@ SURFACE = {
     "train": {"config", "overrides", "--dry-run", "--output"},
     "mine": {"config", "overrides", "--dry-run", "--output"},
     "serve": {"index", "--host", "--port"},
+    "deja-vu": {
+        *("articles", "queries", "--out", "-k", "--from-year", "--to-year", "--publication", "--place", "--column"),
+        *("--tagger", "--train-tagger", "--tagger-steps", "--encoder", "--reprints", "--within-days", "--no-masking"),
+        "--runtime",
+    },
     "update show": {"index"},
     "update add": {"index", "run_folder", "--replace"},
     "update delete": {"index", "ids", "--missing-ok"},
