@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raydr.encoders.token_batches import collate
 
 if TYPE_CHECKING:
-    from raydr.models.tokens import Tokens
+    from raydr.models.tokens import Side, Tokens
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Texts:
     """Of each, how many tokens at its start are left out of its embedding; None: of networks that leave out none."""
     pixels: list[bytes | None] | None = None
     """The picture of each: rows of RGB, of a square; None: of networks that see none."""
+    side: Side | None = None
+    """Whose texts they are, of networks that embed queries and passages differently; None: of those that do not."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,11 +39,12 @@ class Texts:
             [self.ids[row] for row in rows],
             None if self.first_pooled is None else [self.first_pooled[row] for row in rows],
             None if self.pixels is None else [self.pixels[row] for row in rows],
+            self.side,
         )
 
     @property
-    def parts(self) -> dict[str, list | None]:
-        return {"ids": self.ids, "first_pooled": self.first_pooled, "pixels": self.pixels}
+    def parts(self) -> dict[str, Any]:
+        return {"ids": self.ids, "first_pooled": self.first_pooled, "pixels": self.pixels, "side": self.side}
 
     def padded(self, pad_id: int, *, multiple_of: int = 1) -> Tokens:
         """As tensors, on the CPU, padded on the right to the longest and on to a multiple of `multiple_of` tokens."""
@@ -50,7 +53,7 @@ class Texts:
         from raydr.models.tokens import Pictures, Tokens
 
         ids, mask = collate(self.ids, pad_id, multiple_of=multiple_of)
-        tokens = Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask))
+        tokens = Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask), side=self.side)
         if self.first_pooled is not None:
             counted = torch.arange(ids.shape[1]) >= torch.tensor(self.first_pooled)[:, None]
             tokens = tokens._replace(pooled=tokens.full_mask * counted)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -56,13 +56,16 @@ class BatchTokenizer:
     """Queries and passages apart, as a dual encoder reads them."""
 
     config: TextEncoderConfig
+    names_sides: bool = False
+    """Whether the network is told which texts are queries and which are passages (raydr/models/towers.py)."""
 
     def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
         encoder = _encoder(self.config)
-        return {
-            "queries": Texts(encoder.tokenize_queries(queries)),
-            "passages": Texts(encoder.tokenize_passages(list(chain.from_iterable(groups)))),
-        }
+        read = Texts(encoder.tokenize_queries(queries))
+        passages = Texts(encoder.tokenize_passages(list(chain.from_iterable(groups))))
+        if self.names_sides:
+            read, passages = replace(read, side="query"), replace(passages, side="passage")
+        return {"queries": read, "passages": passages}
 
     @property
     def pad_id(self) -> int:
@@ -176,7 +179,12 @@ class _Tokenize:
 
 _SIDES = ("queries", "passages", "pairs")
 _TEXTS = pa.struct(
-    {"ids": pa.list_(pa.list_(pa.int32())), "first_pooled": pa.list_(pa.int32()), "pixels": pa.list_(pa.large_binary())}
+    {
+        "ids": pa.list_(pa.list_(pa.int32())),
+        "first_pooled": pa.list_(pa.int32()),
+        "pixels": pa.list_(pa.large_binary()),
+        "side": pa.string(),
+    }
 )
 _SCHEMA = pa.schema(
     {
