@@ -134,6 +134,10 @@ class Searcher:
         self.ranks_documents = reader.details.is_split and config.aggregate
         if config.mode == "bm25":
             return
+        if config.feedback is not None and reader.is_sparse:
+            raise ConfigError(
+                f"search.feedback: moves dense embeddings, and those of {reader.path} are sparse; leave it out"
+            )
         self._teachers = Teachers(config.feedback) if config.feedback is not None else None
         if self._teachers is not None:
             stack.callback(self._teachers.close)
@@ -188,7 +192,7 @@ class Searcher:
             embeddings = self._encoder.refine(queries, embeddings, self._feedback(first))
         if self._teachers is not None:
             first = self._shards.search(embeddings, self._teachers.depth, allowed=self._allowed)
-            vectors = [self._reader.embeddings(rows[rows >= 0]) for rows in first.rows]
+            vectors = [dense(self._reader.embeddings(rows[rows >= 0])) for rows in first.rows]
             embeddings = self._teachers.moved(queries, dense(embeddings), self._feedback(first), vectors)
         return embeddings
 
