@@ -17,6 +17,7 @@ import io
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -40,7 +41,7 @@ from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef, VersionCache
 from raydr.stages.config import FeedbackSteps
 from raydr.stages.feedback import moved
-from raydr.types import Hit, Modality, Passage, Query
+from raydr.types import Embeddings, Hit, Modality, Passage, Query
 
 logger = logging.getLogger("ray.serve")
 
@@ -69,6 +70,8 @@ class EncoderInfo(NamedTuple):
     modalities: frozenset[Modality]
     """What it reads."""
     reads_instructions: bool
+    is_sparse: bool = False
+    """Whether its embeddings are weights of words, which can be explained."""
 
 
 class Content(NamedTuple):
@@ -81,7 +84,7 @@ class Content(NamedTuple):
 class Encoded(NamedTuple):
     """Embeddings of one request's contents, and how many tokens they have."""
 
-    embeddings: Float32[np.ndarray, "row dim"]
+    embeddings: Embeddings
     num_tokens: int
 
 
@@ -129,7 +132,7 @@ class Encoder:
         # By stamp: two indexes of one encoder share it.
         self._encoders = VersionCache(load_encoder, versions_held, key=lambda ref: ref.encoder_version)
         self._settings = EncoderSettings()
-        self._batcher: Batcher[_Item, np.ndarray] = Batcher(
+        self._batcher: Batcher[_Item, Any] = Batcher(
             _encode_batch, budget=self._settings.batch_tokens, on_batch=_record
         )
 
@@ -147,7 +150,7 @@ class Encoder:
 
     async def encode(
         self, ref: IndexRef, contents: Sequence[Query] | Sequence[Passage], side: Side, *, request_id: str
-    ) -> Float32[np.ndarray, "row dim"]:
+    ) -> Embeddings:
         """Embeddings by the encoder of `ref`, which has to read what `contents` are made of.
 
         Raises `ApiError` 503 when there is none with its stamp.
@@ -166,7 +169,12 @@ class Encoder:
             embeddings[own] = part
         return embeddings
 
-    async def _batched(self, loaded: _Loaded, contents: Sequence[Any], side: Side, request_id: str) -> np.ndarray:
+    async def tokens_of(self, ref: IndexRef, dims: Sequence[int]) -> list[str]:
+        """What dimensions of sparse embeddings stand for."""
+        inner: Any = getattr((loaded := await self._encoders.get(ref)).encoder, "inner", loaded.encoder)
+        return await asyncio.to_thread(inner.tokens_of, dims)
+
+    async def _batched(self, loaded: _Loaded, contents: Sequence[Any], side: Side, request_id: str) -> Any:
         item = _Item(loaded, contents, side, request_id)
         cost = sum(self._cost(content) for content in contents)
         return await self._batcher.submit(item, cost=cost, group=(id(loaded), side, contents[0].modality))
@@ -231,10 +239,12 @@ def load_encoder(ref: IndexRef) -> _Loaded:
     model = getattr(getattr(inner, "config", None), "model", None)
     # A folder's name, the last part of a hub name, or what the method is called.
     name = Path(model).name if isinstance(model, str) else component.import_path.rpartition(":")[2]
-    tokens = Tokens(inner) if isinstance(inner, TextEncoder) else None
+    texts = getattr(inner, "texts", inner)  # of an encoder that has its texts read by another one
+    tokens = Tokens(texts) if isinstance(texts, TextEncoder) else None
     counter = inner.reader if isinstance(inner, MultimodalEncoder) else tokens
     reads_instructions = bool(getattr(inner, "reads_instructions", False))
-    info = EncoderInfo(name, encoder.dim, num_feedback, modalities_of(inner), reads_instructions)
+    is_sparse = hasattr(inner, "tokens_of")
+    info = EncoderInfo(name, encoder.dim, num_feedback, modalities_of(inner), reads_instructions, is_sparse)
     return _Loaded(encoder, refiner, tokens, None if counter is None else counter.count, info)
 
 
@@ -256,13 +266,15 @@ def _first_queries() -> list[Query]:
     return [_FIRST, _FIRST._replace(text="", image=grey.getvalue()), _FIRST._replace(image=grey.getvalue())]
 
 
-def _encode_batch(items: list[_Item]) -> list[Float32[np.ndarray, "row dim"]]:
+def _encode_batch(items: list[_Item]) -> list[Any]:
     """Runs in the batcher's thread; all items are of one encoder, one side and one modality."""
     encoder, side = items[0].loaded.encoder, items[0].side
     contents: list[Any] = [content for item in items for content in item.contents]
-    embeddings = encoder.encode_queries(contents) if side == "query" else encoder.encode_passages(contents)
-    ends = np.cumsum([len(item.contents) for item in items])
-    return np.split(np.asarray(embeddings, dtype=np.float32), ends[:-1])
+    embeddings: Any = encoder.encode_queries(contents) if side == "query" else encoder.encode_passages(contents)
+    bounds = np.cumsum([0, *(len(item.contents) for item in items)]).tolist()
+    if isinstance(embeddings, np.ndarray):
+        embeddings = embeddings.astype(np.float32, copy=False)
+    return [embeddings[start:end] for start, end in pairwise(bounds)]
 
 
 def _record(group: Hashable, items: list[_Item], cost: int, waits_s: list[float], queue_length: int) -> None:
