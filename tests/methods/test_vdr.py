@@ -205,7 +205,8 @@ def test_sidr_learns_to_search_bags():
     def found() -> dict[str, float]:
         with torch.no_grad():
             queries, passages = network(*made.sides[0].inputs), network(*made.sides[1].inputs)
-        scores = {"parametric": queries @ passages.T, "alpha": asked @ passages.T, "beta": queries @ bags.T}
+        sparse = queries * (top_mask(queries, 16) | asked.bool())
+        scores = {"parametric": sparse @ passages.T, "alpha": asked @ passages.T, "beta": queries @ bags.T}
         return {name: float((own.argmax(dim=1) == torch.arange(8)).float().mean()) for name, own in scores.items()}
 
     before, optimizer = found(), torch.optim.AdamW(network.parameters(), lr=3e-3)

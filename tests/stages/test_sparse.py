@@ -199,7 +199,7 @@ def test_passages_are_added_replaced_deleted_and_compacted(corpus, model, tmp_pa
     store.delete(path, ["moon", "cat"])
     fewer = [pair for pair in before if pair[0] not in ("moon", "cat")]
     assert found() == fewer
-    store.compact(path, grace_s=0)
+    store.compact(path, grace_s=0.0)
     assert IndexReader.open(path).num_rows == 8
     assert found() == fewer
     (tmp_path / "new").mkdir()
