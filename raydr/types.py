@@ -10,7 +10,7 @@ strings everywhere. The axis words used in shape annotations are listed in `docs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float32
@@ -124,9 +124,18 @@ Embeddings: TypeAlias = Float32[np.ndarray, "row dim"] | csr_array
 """A matrix with one row per text: dense float32, or sparse over a vocabulary."""
 
 
+def shape_of(embeddings: Any) -> tuple[int, int]:
+    """(rows, dimensions) of embeddings; scipy's own annotation of it is no pair of integers."""
+    return embeddings.shape
+
+
+WeightType: TypeAlias = Literal["float32", "float16", "ones"]
+"""How the weights of sparse embeddings are stored; `ones`: not at all, where every one of them is 1."""
+
+
 # Column names, written once. Tables: queries (QUERY_ID, TEXT), passages (PASSAGE_ID, POSITION, TITLE, TEXT, metadata),
-# qrels (QUERY_ID, PASSAGE_ID, RELEVANCE), passage embeddings (PASSAGE_ID, POSITION, EMBEDDING), query embeddings
-# (QUERY_ID, EMBEDDING), hits (QUERY_ID, PASSAGE_ID, SCORE).
+# qrels (QUERY_ID, PASSAGE_ID, RELEVANCE), passage embeddings (PASSAGE_ID, POSITION, and EMBEDDING or DIMS and WEIGHTS),
+# query embeddings (QUERY_ID, EMBEDDING), hits (QUERY_ID, PASSAGE_ID, SCORE).
 QUERY_ID = "query_id"
 PASSAGE_ID = "passage_id"
 DOCUMENT_ID = "document_id"
@@ -151,6 +160,10 @@ ANNOTATION = "annotation"
 RELEVANCE = "relevance"
 SCORE = "score"
 EMBEDDING = "embedding"
+DIMS = "dimensions"
+"""Of a sparse embedding: the dimensions that are not 0, ascending (a list of int32)."""
+WEIGHTS = "weights"
+"""Of a sparse embedding: their weights (a list of float32 or float16); no such column where all of them are 1."""
 
 RESERVED_COLUMNS = frozenset({QUERY_ID, PASSAGE_ID, DOCUMENT_ID, POSITION, TITLE, TEXT, RELEVANCE, SCORE, EMBEDDING})
 """Names a corpus may not use for its own metadata columns."""

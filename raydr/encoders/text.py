@@ -160,6 +160,11 @@ class TextEncoder:
         return self._passage_tokenizer.encode(self._passage_texts(passages))
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's; truncation and padding are not set by anyone here."""
+        return self._tokenizer[0]
+
+    @property
     def pad_id(self) -> int:
         """What token ids are padded with."""
         return self._tokenizer[1]

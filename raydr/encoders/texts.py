@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from raydr.encoders.token_batches import collate
 
 if TYPE_CHECKING:
-    from raydr.models.tokens import ReadyEmbeddings, Tokens
+    from raydr.models.tokens import ReadyEmbeddings, Side, Tokens
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Texts:
     """The picture of each: rows of RGB, of a square; None: of networks that see none."""
     labels: list[list[int]] | None = None
     """A label of each token, of networks that are trained to tell it (raydr/train/tagging.py says what it is)."""
+    side: Side | None = None
+    """Whose texts they are, of networks that embed queries and passages differently; None: of those that do not."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,11 +45,18 @@ class Texts:
             None if self.first_pooled is None else [self.first_pooled[row] for row in rows],
             None if self.pixels is None else [self.pixels[row] for row in rows],
             None if self.labels is None else [self.labels[row] for row in rows],
+            self.side,
         )
 
     @property
-    def parts(self) -> dict[str, list | None]:
-        return {"ids": self.ids, "first_pooled": self.first_pooled, "pixels": self.pixels, "labels": self.labels}
+    def parts(self) -> dict[str, Any]:
+        return {
+            "ids": self.ids,
+            "first_pooled": self.first_pooled,
+            "pixels": self.pixels,
+            "labels": self.labels,
+            "side": self.side,
+        }
 
     def padded(self, pad_id: int, *, multiple_of: int = 1) -> Tokens:
         """As tensors, on the CPU, padded on the right to the longest and on to a multiple of `multiple_of` tokens."""
@@ -56,7 +65,7 @@ class Texts:
         from raydr.models.tokens import Pictures, Tokens
 
         ids, mask = collate(self.ids, pad_id, multiple_of=multiple_of)
-        tokens = Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask))
+        tokens = Tokens(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask), side=self.side)
         if self.first_pooled is not None:
             counted = torch.arange(ids.shape[1]) >= torch.tensor(self.first_pooled)[:, None]
             tokens = tokens._replace(pooled=tokens.full_mask * counted)

@@ -25,6 +25,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate mem
 _MIN_SHARE_TOKENS = 128
 
 Forward: TypeAlias = Callable[[Int64[np.ndarray, " row"]], Float32[np.ndarray, "row dim"]]
+Work: TypeAlias = Callable[[Int64[np.ndarray, " row"]], None]
 
 
 @runtime_checkable
@@ -77,6 +78,18 @@ class RowBatcher:
         Raises what `forward` raises when a single text does not fit in memory.
         """
         embeddings = np.empty((len(lengths), self._dim), dtype=np.float32)
+
+        def keep(rows: Int64[np.ndarray, " row"]) -> None:
+            embeddings[rows] = forward(rows)
+
+        self.run_each(lengths, keep)
+        return embeddings
+
+    def run_each(self, lengths: Int64[np.ndarray, " text"], work: Work) -> None:
+        """Calls `work` with the rows of one batch after the other, every row once; `work` keeps what comes of it.
+
+        Raises what `work` raises when a single text does not fit in memory.
+        """
         streams = self._streams.num_streams
         share = max(_MIN_SHARE_TOKENS, -(-int(lengths.sum()) // streams))
         batches = plan(lengths, min(self.batch_tokens, share))
@@ -86,7 +99,7 @@ class RowBatcher:
 
         def encode(rows: Int64[np.ndarray, " row"]) -> None:
             if len(rows) == 1 or _padded_size(lengths, rows) <= self.batch_tokens:
-                if _try(forward, rows, embeddings):
+                if _try(work, rows):
                     return
                 self._back_off(_padded_size(lengths, rows))
             middle = len(rows) // 2
@@ -100,7 +113,6 @@ class RowBatcher:
             with ThreadPoolExecutor(streams) as pool:
                 for _ in pool.map(encode, batches):
                     pass
-        return embeddings
 
     def _back_off(self, failed_tokens: int) -> None:
         # Outside the except block, where the error's traceback no longer keeps the failed batch's tensors alive.
@@ -124,10 +136,10 @@ class TokenBatcher(RowBatcher):
         )
 
 
-def _try(forward: Forward, rows: Int64[np.ndarray, " row"], embeddings: Float32[np.ndarray, "text dim"]) -> bool:
-    """Encodes `rows` into `embeddings`; false when more than one text did not fit in memory together."""
+def _try(work: Work, rows: Int64[np.ndarray, " row"]) -> bool:
+    """Encodes `rows`; false when more than one text did not fit in memory together."""
     try:
-        embeddings[rows] = forward(rows)
+        work(rows)
     except (MemoryError, RuntimeError) as error:
         if len(rows) == 1 or not is_out_of_memory(error):
             raise

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -30,7 +30,7 @@ from raydr import series
 from raydr.artifacts import Artifact, fingerprint, is_finished, open_artifact, write_artifact
 from raydr.data.arrow_rows import readable
 from raydr.data.corpus import Corpus
-from raydr.errors import ArtifactError
+from raydr.errors import ArtifactError, ConfigError
 from raydr.index.bm25 import BM25
 from raydr.index.config import BM25Config, IndexConfig
 from raydr.index.embedded import EmbeddedBy, EmbeddedCorpus
@@ -44,8 +44,9 @@ from raydr.index.layout import (
     shard_path,
     write_record,
 )
+from raydr.index.postings import Postings
 from raydr.index.recall import measure_recall
-from raydr.index.shard import PASSAGES, VECTORS, Shard, write_passages
+from raydr.index.shard import PASSAGES, POSTINGS, VECTORS, Shard, write_passages
 from raydr.index.vectors import Vectors, create, train
 from raydr.manifest import fsync
 from raydr.runtime import PLACEMENT, smallest_node_cpus
@@ -53,6 +54,7 @@ from raydr.storage import bucket_of, latest, named, publish, remove_file
 from raydr.types import PASSAGE_ID, TEXT, TITLE
 
 _EMPTY = ".empty.faiss"
+_EXACT = "Flat"
 _ADD_ROWS = 65_536
 
 
@@ -63,7 +65,8 @@ class ShardPlan:
     source: EmbeddedCorpus
     first: int
     last: int
-    empty_index: Path
+    empty_index: Path | None
+    """None: the embeddings are sparse, and nothing has to be learnt of them."""
     path: Path
 
 
@@ -82,7 +85,15 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
     source = EmbeddedCorpus.of(corpus.passage_files, corpus.num_passages, embeddings)
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs, resume=True) as writer:
         # After an interruption the finished shards are copies of this one; another training might differ.
-        empty = Vectors.empty_copy(out / _EMPTY) if latest(out / _EMPTY).is_file() else trained(source, config)
+        empty = None
+        if source.weight_type is None:
+            is_there = latest(out / _EMPTY).is_file()
+            empty = Vectors.empty_copy(out / _EMPTY) if is_there else trained(source, config)
+        elif config.factory != _EXACT:
+            raise ConfigError(
+                f"index.factory {config.factory!r}: these embeddings are sparse, and an inverted index of them is "
+                f"exact; leave the setting out, or say {_EXACT}"
+            )
         records = build_shards(source, empty, config, out, first_number=0, use_ray=use_ray)
         made_by = EmbeddedBy.of(embeddings)
         details = IndexDetails(
@@ -93,8 +104,9 @@ def build_index(corpus: Corpus, embeddings: Artifact, config: IndexConfig, out: 
             title_separator=str(made_by.method.args.get("title_separator", " ")),
             metric=config.metric,
             factory=config.factory,
-            is_exact=empty.is_exact,
+            is_exact=empty is None or empty.is_exact,
             is_split=corpus.is_split,
+            weight_type=source.weight_type,
             images=corpus.images,
             search=config.search,
             shards=records,
@@ -125,19 +137,24 @@ def trained(source: EmbeddedCorpus, config: IndexConfig) -> Vectors:
 
 
 def build_shards(
-    source: EmbeddedCorpus, empty: Vectors, config: IndexConfig, out: Path, *, first_number: int, use_ray: bool
+    source: EmbeddedCorpus, empty: Vectors | None, config: IndexConfig, out: Path, *, first_number: int, use_ray: bool
 ) -> list[ShardRecord]:
-    """Builds the shards of a corpus under `out/shards`, each from a copy of `empty`; keeps those that are finished."""
-    empty_index = out / _EMPTY
-    empty.write(empty_index.with_suffix(".tmp"))
-    fsync(empty_index.with_suffix(".tmp"))  # whole wherever it has its name, also after a power cut
-    empty_index.with_suffix(".tmp").rename(empty_index)
-    publish(empty_index)
-    plans = _plan(source, config, out.resolve(), empty_index.resolve(), first_number)
+    """Builds the shards of a corpus under `out/shards`, each from a copy of `empty` (None: of sparse embeddings); keeps
+    those that are finished.
+    """
+    empty_index = None if empty is None else out / _EMPTY
+    if empty is not None and empty_index is not None:
+        empty.write(empty_index.with_suffix(".tmp"))
+        fsync(empty_index.with_suffix(".tmp"))  # whole wherever it has its name, also after a power cut
+        empty_index.with_suffix(".tmp").rename(empty_index)
+        publish(empty_index)
+    first_empty = None if empty_index is None else empty_index.resolve()
+    plans = _plan(source, config, out.resolve(), first_empty, first_number)
     builder = _on_ray(config, len(plans)) if use_ray else partial(map, build_shard)
     bar = tqdm(builder(plans), total=len(plans), desc="index", unit="shard", disable=None)
     records = sorted(bar, key=lambda record: record.name)
-    remove_file(empty_index)
+    if empty_index is not None:
+        remove_file(empty_index)
     return records
 
 
@@ -151,24 +168,27 @@ def build_shard(plan: ShardPlan, num_threads: int | None = None) -> ShardRecord:
     for leftover in (scratch, plan.path):
         shutil.rmtree(leftover, ignore_errors=True)
     scratch.mkdir(parents=True)
-    matrix, ids = plan.source.embeddings(plan.first, plan.last)
-    vectors = Vectors(faiss.read_index(str(latest(plan.empty_index))), num_threads=num_threads)
-    for start in range(0, len(matrix), _ADD_ROWS):
-        vectors.add(matrix[start : start + _ADD_ROWS])
-    vectors.write(scratch / VECTORS)
+    matrix, ids = cast("tuple[Any, Any]", plan.source.embeddings(plan.first, plan.last))
+    if plan.empty_index is None:
+        Postings.of(matrix, weight_type=plan.source.weight_type or "float32").write(scratch / POSTINGS)
+    else:
+        vectors = Vectors(faiss.read_index(str(latest(plan.empty_index))), num_threads=num_threads)
+        for start in range(0, len(matrix), _ADD_ROWS):
+            vectors.add(matrix[start : start + _ADD_ROWS])
+        vectors.write(scratch / VECTORS)
     write_passages(scratch / PASSAGES, plan.source.passages(plan.first, plan.last))
     if not Shard(scratch).table.column(PASSAGE_ID).combine_chunks().equals(_one_array(ids)):
         raise ArtifactError(
             f"{plan.source.embedding_files[0].parent}: the passage ids of the embeddings are not those of the corpus "
             f"between positions {plan.first} and {plan.last}; embed this corpus again"
         )
-    record = write_record(scratch, plan.path.name, len(matrix))
+    record = write_record(scratch, plan.path.name, matrix.shape[0])
     scratch.rename(plan.path)
     if (bucket := bucket_of(plan.path)) is not None:
         for name in (*record.files, SHARD_RECORD):
             bucket.push(name)
     series.count("raydr_index_shards_total")
-    series.count("raydr_index_passages_total", len(matrix))
+    series.count("raydr_index_passages_total", matrix.shape[0])
     series.count("raydr_index_seconds_total", time.perf_counter() - started)
     return record
 
@@ -195,10 +215,10 @@ def _texts(out: Path, details: IndexDetails) -> Iterator[str]:
 
 
 def _plan(
-    source: EmbeddedCorpus, config: IndexConfig, out: Path, empty_index: Path, first_number: int
+    source: EmbeddedCorpus, config: IndexConfig, out: Path, empty_index: Path | None, first_number: int
 ) -> list[ShardPlan]:
-    bytes_needed = source.num_passages * source.dim * 4
-    num_shards = min(config.num_shards or math.ceil(bytes_needed / config.shard_bytes), source.num_passages)
+    wanted = config.num_shards or max(1, math.ceil(source.num_bytes / config.shard_bytes))
+    num_shards = min(wanted, source.num_passages)
     bounds = [source.num_passages * i // num_shards for i in range(num_shards + 1)]
     return [
         ShardPlan(source, first, last, empty_index, shard_path(out, shard_name(first_number + i)))

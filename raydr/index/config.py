@@ -55,13 +55,14 @@ class IndexConfig(Placement):
 
     factory: str = "Flat"
     """FAISS factory string: `Flat` (exact), `SQfp16`, `SQ8`, `SQ8,RFlat` (rescored), `HNSW32`, `IVF4096,Flat`,
-    `IVF4096,PQ48`, ... ; a `PCA` or `OPQ` may stand in front."""
+    `IVF4096,PQ48`, ... ; a `PCA` or `OPQ` may stand in front. `Flat` of sparse embeddings is an inverted index."""
     metric: Literal["inner_product"] = "inner_product"
     """Embeddings are compared by inner product; normalised ones therefore by cosine."""
     num_shards: int | None = Field(default=None, ge=1)
     """null: as many as keep a shard's embeddings under `shard_bytes`."""
     shard_bytes: int = Field(default=512 * 2**20, ge=1)
-    """Size of a shard's float32 embeddings from which on another shard is made, when `num_shards` is null."""
+    """Size of a shard's embeddings (float32; of sparse ones with their dimensions) from which on another shard is made,
+    when `num_shards` is null."""
     train_sample: int = Field(default=200_000, ge=1)
     """Number of embeddings, drawn over all shards, that an index with a training phase (IVF, PQ, SQ8) learns from."""
     ef_construction: int = Field(default=40, ge=1)

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from jaxtyping import Float32, Int64
 from pydantic import Field
+from scipy.sparse import csr_array, vstack
 
 from raydr.artifacts import MANIFEST, Artifact
 from raydr.config import Component, Config, validate
 from raydr.data.arrow_rows import readable
 from raydr.errors import ArtifactError
 from raydr.storage import bucket_of, reach
-from raydr.types import EMBEDDING, PASSAGE_ID, POSITION
+from raydr.types import DIMS, EMBEDDING, PASSAGE_ID, POSITION, WEIGHTS, Embeddings, WeightType
 
 _BATCH_ROWS = 16_384
 _ONE_AFTER_THE_OTHER = {"batch_readahead": 1, "fragment_readahead": 1}
@@ -35,6 +36,8 @@ class EmbeddedBy(Config):
     method: Component
     encoder_version: str
     dim: int = Field(gt=0)
+    weight_type: WeightType | None = None
+    """How the weights of sparse embeddings are stored; null: the embeddings are dense."""
 
     @classmethod
     def of(cls, embeddings: Artifact) -> EmbeddedBy:
@@ -52,6 +55,8 @@ class EmbeddedCorpus:
     embedding_files: tuple[Path, ...]
     num_passages: int
     dim: int
+    weight_type: WeightType | None = None
+    """Of sparse embeddings."""
 
     @classmethod
     def of(cls, passage_files: list[Path], num_passages: int, embeddings: Artifact) -> EmbeddedCorpus:
@@ -72,10 +77,28 @@ class EmbeddedCorpus:
                 f"{embeddings.path}: {num_embeddings} embeddings for {num_passages} passages; embed the corpus again"
             )
         paths = tuple(file.resolve() for file in passage_files)
-        return cls(paths, files, num_passages, EmbeddedBy.of(embeddings).dim)
+        made_by = EmbeddedBy.of(embeddings)
+        return cls(paths, files, num_passages, made_by.dim, made_by.weight_type)
 
-    def embeddings(self, first: int, last: int) -> tuple[Float32[np.ndarray, "row dim"], pa.StringArray]:
+    @property
+    def num_bytes(self) -> int:
+        """Of all embeddings in an index without compression."""
+        if self.weight_type is None:
+            return self.num_passages * self.dim * 4
+        entries = 0
+        with readable(self.embedding_files[0].parent):
+            for fragment in _dataset(self.embedding_files).get_fragments():
+                fragment.ensure_complete_metadata()
+                for number in range(fragment.metadata.num_row_groups):
+                    group = fragment.metadata.row_group(number)
+                    columns = map(group.column, range(group.num_columns))
+                    entries += sum(own.num_values for own in columns if own.path_in_schema.startswith(f"{DIMS}."))
+        return entries * 8
+
+    def embeddings(self, first: int, last: int) -> tuple[Embeddings, pa.StringArray]:
         """Embeddings and passage ids of the positions `first` to `last` (exclusive), in order."""
+        if self.weight_type is not None:
+            return self._sparse(first, last)
         matrix = np.empty((last - first, self.dim), dtype=np.float32)
         seen = np.zeros(last - first, dtype=bool)
         ids, places = [], []
@@ -94,6 +117,25 @@ class EmbeddedCorpus:
             bad = first + int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
             raise ArtifactError(f"{self.embedding_files[0].parent}: the embedding of position {bad} is not finite")
         return matrix, pa.concat_arrays(ids).take(pa.array(np.argsort(np.concatenate(places))))
+
+    def _sparse(self, first: int, last: int) -> tuple[csr_array, pa.StringArray]:
+        parts = [csr_array((0, self.dim), dtype=np.float32)]
+        ids, places = [pa.array([], pa.string())], [np.zeros(0, dtype=np.int64)]
+        columns = [POSITION, PASSAGE_ID, DIMS, *([] if self.weight_type == "ones" else [WEIGHTS])]
+        for batch in _scan(self.embedding_files, first, last, columns):
+            with readable(self.embedding_files[0].parent):
+                parts.append(sparse_rows(batch, self.dim))
+            places.append(batch.column(POSITION).to_numpy() - first)
+            ids.append(batch.column(PASSAGE_ID))
+        place = np.concatenate(places)
+        if not np.array_equal(order := np.sort(place), np.arange(last - first)):
+            beyond = np.flatnonzero(order != np.arange(len(order)))
+            wrong = first + int(beyond[0] if len(beyond) else len(order))
+            raise ArtifactError(
+                f"{self.embedding_files[0].parent}: position {wrong} is missing or embedded twice; embed again"
+            )
+        rows = np.argsort(place)
+        return csr_array(vstack(parts, format="csr")[rows]), pa.concat_arrays(ids).take(pa.array(rows))
 
     def sample(self, num: int, rng: np.random.Generator) -> tuple[Int64[np.ndarray, " row"], np.ndarray]:
         """Positions (ascending) and embeddings of `num` passages drawn from the whole corpus."""
@@ -129,6 +171,25 @@ class EmbeddedCorpus:
             if len(vectors) != batch.num_rows:
                 raise ArtifactError(f"{self.embedding_files[0].parent}: passages without an embedding; embed again")
             yield batch.column(POSITION).to_numpy(), vectors, batch.column(PASSAGE_ID)
+
+
+def sparse_rows(batch: pa.RecordBatch, dim: int) -> csr_array:
+    """The sparse embeddings of a batch. Raises `ValueError` where a list is no embedding of this width."""
+    dims = batch.column(DIMS)
+    bounds = dims.offsets.to_numpy() - dims.offsets[0].as_py()
+    indices = dims.flatten().to_numpy()
+    if WEIGHTS in batch.schema.names:
+        data = batch.column(WEIGHTS).flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    else:
+        data = np.ones(len(indices), dtype=np.float32)
+    if dims.null_count or len(data) != len(indices):
+        raise ValueError("passages without an embedding, or with other weights than dimensions")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < dim:
+        raise ValueError(f"an embedding has a dimension beyond the {dim} there are")
+    rows = csr_array((data, indices.astype(np.int32), bounds.astype(np.int32)), shape=(len(dims), dim))
+    if not rows.has_canonical_format:
+        raise ValueError("the dimensions of an embedding do not ascend")
+    return rows
 
 
 def _scan(

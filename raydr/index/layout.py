@@ -4,6 +4,7 @@ Notable: files never change once written. A new state (more shards, more deletio
 a reader keeps the state it opened; `version` is a hash of the content, equal for equal indexes.
 
     shards/00000/{vectors.faiss,passages.arrow,shard.json}   deleted/00000-1f2e3d4c.npy   bm25/00000/...
+    shards/00000/{postings.arrow,passages.arrow,shard.json}   of sparse embeddings
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from raydr.data.images import ImageConfig
 from raydr.errors import ArtifactError
 from raydr.index.config import BM25Config, SearchParameters
 from raydr.storage import bucket_of
+from raydr.types import WeightType
 
 KIND = "index"
 SHARD_RECORD = "shard.json"
@@ -65,6 +67,8 @@ class IndexDetails(Config):
     """Folder of the BM25 side, relative to the index; null when there is none."""
     bm25_config: BM25Config | None
     """How the BM25 side was built."""
+    weight_type: WeightType | None = None
+    """How the weights of sparse embeddings are stored; null: the embeddings are dense."""
     images: ImageConfig | None = None
     """How the passages' pictures were prepared, as those of queries have to be; null: there are none."""
     recall: dict[str, float] | None = None
@@ -80,12 +84,14 @@ class IndexDetails(Config):
 
     def with_version(self) -> IndexDetails:
         """The same with `version` computed from all else."""
-        beside = {"version", "recall", "next_shard", "bm25", "images"}  # nothing of these decides an answer
+        # Nothing of these decides an answer.
+        beside = {"version", "recall", "next_shard", "bm25", "images", "weight_type"}
         content = json.dumps(self.model_dump(mode="json", exclude=beside), sort_keys=True)
         return self.model_copy(update={"version": hashlib.sha256(content.encode()).hexdigest()[:16]})
 
     def as_details(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude=set() if self.images is not None else {"images"})
+        optional = {name for name in ("images", "weight_type") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=optional)
 
 
 def read_details(artifact: Artifact) -> IndexDetails:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int8, Int64
+from jaxtyping import Bool, Int8, Int64
+from scipy.sparse import csr_array, vstack
 
 from raydr.artifacts import Artifact, open_artifact
 from raydr.config import Component
@@ -29,7 +30,7 @@ from raydr.index.bm25 import BM25
 from raydr.index.config import Device, SearchParameters
 from raydr.index.filters import Filters
 from raydr.index.layout import KIND, IndexDetails, ShardRecord, read_deleted, read_details, shard_path
-from raydr.index.shard import PASSAGES, PassageIds, Shard, dense
+from raydr.index.shard import PASSAGES, PassageIds, Shard, finite
 from raydr.index.topk import TopK, merge
 from raydr.storage import bucket_of, reach
 from raydr.types import DOCUMENT_ID, MODALITIES, PASSAGE_ID, Embeddings, Modality
@@ -169,7 +170,7 @@ class IndexReader:
         parameters: SearchParameters | None = None,
     ) -> TopK:
         """The `k` best rows of the whole index per query, every shard searched in this process."""
-        queries = dense(embeddings)
+        queries = finite(embeddings)
         parts = [
             shift(shard.search(queries, k, self.part(allowed, number), parameters=parameters), first)
             for number, (shard, first) in enumerate(zip(self.shards, self.first_rows, strict=False))
@@ -208,14 +209,30 @@ class IndexReader:
             return self.shard(0).take(wanted, columns)
         return gather(lambda number, places: self.shard(number).take(places, columns), self.first_rows, wanted)
 
-    def embeddings(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row dim"]:
+    @property
+    def is_sparse(self) -> bool:
+        """Whether its embeddings are sparse, as its queries' have to be."""
+        return self.details.weight_type is not None
+
+    def embeddings(self, rows: Int64[np.ndarray, " row"]) -> Embeddings:
         """The embeddings of rows of the whole index, as far as its coding keeps them."""
-        found = np.empty((len(rows), self.dim), dtype=np.float32)
         numbers = np.searchsorted(self.first_rows, rows, side="right") - 1
+        if self.is_sparse:
+            return self._sparse_embeddings(rows, numbers)
+        found = np.empty((len(rows), self.dim), dtype=np.float32)
         for number in np.unique(numbers).tolist():
             own = numbers == number
-            found[own] = self.shard(number).vectors.embeddings(rows[own] - self.first_rows[number])
+            vectors: Any = self.shard(number).vectors
+            found[own] = vectors.embeddings(rows[own] - self.first_rows[number])
         return found
+
+    def _sparse_embeddings(self, rows: Int64[np.ndarray, " row"], numbers: Int64[np.ndarray, " row"]) -> csr_array:
+        places, parts = [np.zeros(0, dtype=np.int64)], [csr_array((0, self.dim), dtype=np.float32)]
+        for number in np.unique(numbers).tolist():
+            places.append(np.flatnonzero(numbers == number))
+            vectors: Any = self.shard(number).vectors
+            parts.append(vectors.embeddings(rows[places[-1]] - self.first_rows[number]))
+        return csr_array(vstack(parts, format="csr")[np.argsort(np.concatenate(places))])
 
     def rows_of(self, ids: Collection[str]) -> dict[str, Int64[np.ndarray, " _"]]:
         """The live row of each passage id, or, where documents were split, those of each document's passages in order.

@@ -1,8 +1,8 @@
 """A shard: `vectors.faiss` beside `passages.arrow`, row-aligned and memory-mapped. Knows nothing of Ray.
 
 Notable: row i of both files is the same passage, so looking a passage up is a `take` from memory-mapped Arrow, without
-a database, and copying one folder moves a shard. Deleted rows are a mask over files that never change. `VectorIndex`
-is the same thing in memory, for a notebook or a test.
+a database, and copying one folder moves a shard. Sparse embeddings lie in `postings.arrow` instead. Deleted rows are a
+mask over files that never change. `VectorIndex` is the same thing in memory, for a notebook or a test.
 
     index = VectorIndex("Flat")
     index.add(["a", "b"], encoder.encode_passages(passages))
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int8, Int64
+from scipy.sparse import csr_array
 
 from raydr.artifacts import FileRecord, bring, checked
 from raydr.data.arrow_rows import ArrowRows
@@ -27,12 +28,14 @@ from raydr.data.passages import has_pictures
 from raydr.errors import ArtifactError, ConfigError
 from raydr.index.config import Device, SearchParameters
 from raydr.index.filters import Filters, row_mask
+from raydr.index.postings import Postings
 from raydr.index.topk import empty
 from raydr.index.vectors import Vectors, create
 from raydr.protocols import TopK
 from raydr.types import IMAGE, MODALITIES, PASSAGE_ID, TEXT, TITLE, Embeddings
 
 VECTORS = "vectors.faiss"
+POSTINGS = "postings.arrow"
 PASSAGES = "passages.arrow"
 _BATCH_ROWS = 8192
 
@@ -97,8 +100,12 @@ class Shard:
             self.alive[deleted] = False
 
     @cached_property
-    def vectors(self) -> Vectors:
-        vectors = Vectors.read(self._file(VECTORS), device=self._device, num_threads=self._num_threads)
+    def vectors(self) -> Vectors | Postings:
+        is_sparse = POSTINGS in self._files or (not self._files and (self.path / POSTINGS).is_file())
+        if is_sparse:
+            vectors = Postings.read(self._file(POSTINGS))
+        else:
+            vectors = Vectors.read(self._file(VECTORS), device=self._device, num_threads=self._num_threads)
         if vectors.num_rows != self.num_rows:
             raise ArtifactError(
                 f"{self.path}: {vectors.num_rows} embeddings beside {self.num_rows} passages; build the index again"
@@ -120,7 +127,7 @@ class Shard:
 
     def search(
         self,
-        embeddings: Float32[np.ndarray, "query dim"],
+        embeddings: Embeddings,
         k: int,
         allowed: Bool[np.ndarray, " row"] | None = None,
         *,
@@ -129,9 +136,17 @@ class Shard:
         """The `k` best live rows per query, only among `allowed` ones; `parameters` override the index's own."""
         if self.alive is not None:
             allowed = self.alive if allowed is None else allowed & self.alive
+        if isinstance(self.vectors, Postings):
+            return self.vectors.search(embeddings, k, ids_of=self.passage_ids.take, allowed=allowed)
         given = parameters.model_dump(exclude_none=True) if parameters else {}
         settings = self._parameters.model_copy(update=given)
-        return self.vectors.search(embeddings, k, ids_of=self.passage_ids.take, allowed=allowed, parameters=settings)
+        queries = dense(embeddings)
+        return self.vectors.search(queries, k, ids_of=self.passage_ids.take, allowed=allowed, parameters=settings)
+
+    def warm_up(self) -> None:
+        """Opens the embeddings and searches once."""
+        nothing = np.zeros((1, self.vectors.dim), dtype=np.float32)
+        self.search(csr_array(nothing) if isinstance(self.vectors, Postings) else nothing, 1)
 
     def select(
         self,
@@ -210,10 +225,19 @@ class VectorIndex:
         return Vectors(index)
 
 
+def finite(embeddings: Embeddings) -> Embeddings:
+    """`embeddings`, dense or sparse. Raises `ConfigError` where they hold what is no number."""
+    if not isinstance(embeddings, csr_array):
+        return dense(embeddings)
+    if not np.isfinite(embeddings.data).all():
+        raise ConfigError("embeddings hold NaN or infinity; look at the encoder's precision")
+    return embeddings
+
+
 def dense(embeddings: Embeddings) -> Float32[np.ndarray, "row dim"]:
     """`embeddings`, finite and dense. Raises `ConfigError` otherwise."""
     if not isinstance(embeddings, np.ndarray):
-        raise ConfigError("a FAISS index needs dense embeddings, these are sparse")
+        raise ConfigError("dense embeddings are needed here, and these are sparse: another encoder's")
     if not np.isfinite(embeddings).all():
         raise ConfigError("embeddings hold NaN or infinity; look at the encoder's precision")
     return embeddings

@@ -22,10 +22,10 @@ from raydr.errors import ArtifactError
 from raydr.index.config import Device, SearchParameters
 from raydr.index.layout import ShardRecord
 from raydr.index.reader import IndexReader, open_shard, shift
-from raydr.index.shard import PassageIds, dense
+from raydr.index.shard import PassageIds, finite
 from raydr.index.topk import merge
 from raydr.protocols import TopK
-from raydr.types import Embeddings
+from raydr.types import Embeddings, shape_of
 
 _RESTARTS = 3
 
@@ -45,7 +45,7 @@ class LocalShards:
         """Always raises: files are not grown in place."""
         raise ArtifactError(
             f"{self._reader.path}: an index on disk grows by raydr.index.store.add, not in place "
-            f"({len(passage_ids)} passages, {len(dense(embeddings))} embeddings refused)"
+            f"({len(passage_ids)} passages, {shape_of(embeddings)[0]} embeddings refused)"
         )
 
     def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
@@ -86,7 +86,7 @@ class RayShards(LocalShards):
     def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
         import ray
 
-        queries = ray.put(dense(embeddings))
+        queries = ray.put(finite(embeddings))
         parts = ray.get(
             [
                 actor.search.remote(queries, k, self._reader.part(allowed, number), self._parameters)

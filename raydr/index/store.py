@@ -41,7 +41,8 @@ from raydr.index.layout import (
     write_deleted,
     write_record,
 )
-from raydr.index.shard import PASSAGES, VECTORS, Shard, write_passages
+from raydr.index.postings import Postings
+from raydr.index.shard import PASSAGES, POSTINGS, VECTORS, Shard, write_passages
 from raydr.index.vectors import Vectors
 from raydr.storage import bucket_of, in_parallel, place, remove_folder
 from raydr.types import PASSAGE_ID
@@ -88,8 +89,9 @@ def add(
         _check_columns(path, details, source)
         _drop_leftovers(path / "shards", details.next_shard)
         # Shards of one index share what training learnt, and a small addition could not be trained on anyway.
-        first = details.shards[0]
-        empty = Vectors.empty_copy(checked(shard_path(path, first.name) / VECTORS, first.files[VECTORS]))
+        first, empty = details.shards[0], None
+        if details.weight_type is None:
+            empty = Vectors.empty_copy(checked(shard_path(path, first.name) / VECTORS, first.files[VECTORS]))
         sizes = IndexConfig.model_validate(update.artifact.manifest.config).model_copy(update={"num_shards": None})
         added = build_shards(source, empty, sizes, path, first_number=details.next_shard, use_ray=use_ray)
         changes = {"shards": [*shards, *added], "next_shard": details.next_shard + len(added)}
@@ -187,12 +189,18 @@ def _rewrite(root: Path, record: ShardRecord, name: str) -> ShardRecord:
     folder.mkdir(parents=True)
     alive = np.ones(record.num_rows, dtype=bool)
     alive[read_deleted(root, record)] = False
-    # Read into memory: rebuilding may need a direct map, which a memory-mapped index cannot get.
-    file = checked(old / VECTORS, record.files[VECTORS])  # what is damaged must not get a new checksum
-    embeddings = Vectors(faiss.read_index(str(file))).reconstruct()[alive]
-    vectors = Vectors.empty_copy(old / VECTORS)
-    vectors.add(embeddings)
-    vectors.write(folder / VECTORS)
+    name_of = POSTINGS if POSTINGS in record.files else VECTORS
+    file = checked(old / name_of, record.files[name_of])  # what is damaged must not get a new checksum
+    if name_of == POSTINGS:
+        postings = Postings.read(file)
+        kept = postings.embeddings(np.flatnonzero(alive))
+        Postings.of(kept, weight_type=postings.weight_type).write(folder / POSTINGS)
+    else:
+        # Read into memory: rebuilding may need a direct map, which a memory-mapped index cannot get.
+        embeddings = Vectors(faiss.read_index(str(file))).reconstruct()[alive]
+        vectors = Vectors.empty_copy(old / VECTORS)
+        vectors.add(embeddings)
+        vectors.write(folder / VECTORS)
     table = Shard(old, files=record.files).table
     rows = pa.chunked_array([pa.array(alive)])
     starts = range(0, record.num_rows, _REWRITTEN_ROWS)

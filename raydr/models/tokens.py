@@ -1,4 +1,4 @@
-"""What a network is called with: token ids, which of them are padding or left out of the embedding, and pictures.
+"""What a network is called with: token ids, which of them are padding or left out, pictures, and whose side it is.
 
 Notable: a batch is cut and reordered here, pictures and all, so gradient caching and evaluation need not know what a
 network reads.
@@ -8,11 +8,14 @@ network reads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+
+Side: TypeAlias = Literal["query", "passage"]
+"""Whose texts a batch has."""
 
 
 class Pictures(NamedTuple):
@@ -39,17 +42,21 @@ class Tokens(NamedTuple):
     pooled: Int[Tensor, "text token"] | None = None
     """1 at the tokens that make the embedding, of networks that leave some out; None: all that are no padding."""
     pictures: Pictures | None = None
+    side: Side | None = None
+    """Of networks that embed queries and passages differently; None: of those that embed all texts alike."""
 
     def to(self, device: torch.device) -> Tokens:
         mask, pooled = (None if part is None else part.to(device) for part in (self.mask, self.pooled))
-        return Tokens(self.ids.to(device), mask, pooled, None if self.pictures is None else self.pictures.to(device))
+        pictures = None if self.pictures is None else self.pictures.to(device)
+        return Tokens(self.ids.to(device), mask, pooled, pictures, self.side)
 
     @property
-    def inputs(self) -> tuple[Tensor | None, ...]:
-        """What the network is called with: (ids, mask), and (pooled, pixels, rows) where it reads them."""
+    def inputs(self) -> tuple[Tensor | Side | None, ...]:
+        """What the network is called with: (ids, mask), and (pooled, pixels, rows), and (side), where it reads them."""
+        side = () if self.side is None else (self.side,)
         if self.pooled is None and self.pictures is None:
-            return self.ids, self.mask
-        return self.ids, self.mask, self.pooled, *(self.pictures or (None, None))
+            return self.ids, self.mask, *side
+        return self.ids, self.mask, self.pooled, *(self.pictures or (None, None)), *side
 
     @property
     def full_mask(self) -> Int[Tensor, "text token"]:
@@ -64,7 +71,8 @@ class Tokens(NamedTuple):
     def take(self, order: Int[Tensor, " text"]) -> Tokens:
         """The texts `order`, in that order."""
         mask, pooled = (None if part is None else part[order] for part in (self.mask, self.pooled))
-        return Tokens(self.ids[order], mask, pooled, None if self.pictures is None else self.pictures.of(order))
+        pictures = None if self.pictures is None else self.pictures.of(order)
+        return Tokens(self.ids[order], mask, pooled, pictures, self.side)
 
     def part(self, start: int, end: int) -> Tokens:
         """The texts from `start` to `end`, padded to the longest of them only."""

@@ -116,7 +116,7 @@ def _building(points: np.ndarray) -> dict[str, float]:
     from raydr.index.build import ShardPlan, build_shard
     from raydr.index.embedded import EmbeddedCorpus
     from raydr.index.vectors import Vectors, create
-    from raydr.stages.embed_on_ray import FILE_OPTIONS
+    from raydr.stages.embed_on_ray import file_options
 
     with tempfile.TemporaryDirectory(prefix="raydr-plan-") as scratch:
         folder = Path(scratch)
@@ -126,7 +126,7 @@ def _building(points: np.ndarray) -> dict[str, float]:
         column = pa.FixedSizeListArray.from_arrays(pa.array(points.ravel()), DIM)
         pq.write_table(passages, folder / "passages.parquet")
         embeddings = pa.table({**common, "embedding": column})
-        pq.write_table(embeddings, folder / "embeddings.parquet", row_group_size=2048, **FILE_OPTIONS)
+        pq.write_table(embeddings, folder / "embeddings.parquet", row_group_size=2048, **file_options(is_sparse=False))
         source = EmbeddedCorpus((folder / "passages.parquet",), (folder / "embeddings.parquet",), len(points), DIM)
         Vectors(create("Flat", DIM)).write(folder / "empty.faiss")
         places = iter(range(100))

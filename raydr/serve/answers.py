@@ -28,6 +28,27 @@ class Highlights(Answer):
     """The stretch of `text` with the most of them."""
 
 
+class WordWeight(Answer):
+    """A word piece, and how much it counts."""
+
+    token: str
+    weight: float
+
+
+class Explanation(Answer):
+    """Which words made a hit's score: `matches` and `rest` add up to `score`."""
+
+    score: float
+    """The inner product of the query's and the passage's embedding; the hit's own score where nothing was fused,
+    reranked or rounded."""
+    matches: list[WordWeight]
+    """The words that both have, by what they add to the score: the product of their weights. The largest."""
+    rest: float
+    """What all further words that both have add."""
+    passage: list[WordWeight]
+    """The passage's own weights, the largest."""
+
+
 class SearchHit(Answer):
     """A passage found."""
 
@@ -43,6 +64,8 @@ class SearchHit(Answer):
     metadata: dict[str, Any] | None = None
     image: str | None = None
     """The passage's picture as a `data:` URL; left out where it has none."""
+    explanation: Explanation | None = None
+    """Where `explain` asked for it; left out of a hit whose shard did not answer with its embedding."""
 
 
 class QueryResult(Answer):
@@ -209,6 +232,8 @@ class ModelCard(Answer):
     """Whether the encoder reads a search's `instruction`."""
     prf: PrfCard | None = None
     """What a search's `prf` may ask for."""
+    explains: bool | None = None
+    """Whether a search can be explained: whether the index's embeddings are weights of words."""
     has_images: bool | None = None
     """Whether passages of the index may have pictures."""
 

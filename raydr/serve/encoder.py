@@ -18,6 +18,7 @@ import io
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -45,7 +46,7 @@ from raydr.stages.config import FeedbackSteps
 from raydr.stages.feedback import moved
 from raydr.stages.prf import build_learned
 from raydr.stages.query_encoder import RefinerInfo
-from raydr.types import Found, Modality, Passage, Query
+from raydr.types import Embeddings, Found, Modality, Passage, Query
 
 logger = logging.getLogger("ray.serve")
 
@@ -73,6 +74,8 @@ class EncoderInfo(NamedTuple):
     modalities: frozenset[Modality]
     """What it reads."""
     reads_instructions: bool
+    is_sparse: bool = False
+    """Whether its embeddings are weights of words, which can be explained."""
 
 
 class Content(NamedTuple):
@@ -85,7 +88,7 @@ class Content(NamedTuple):
 class Encoded(NamedTuple):
     """Embeddings of one request's contents, and how many tokens they have."""
 
-    embeddings: Float32[np.ndarray, "row dim"]
+    embeddings: Embeddings
     num_tokens: int
 
 
@@ -138,7 +141,7 @@ class Encoder:
         load = functools.partial(load_encoder, refiner=refiner)
         self._encoders = VersionCache(load, versions_held, key=lambda ref: (ref.encoder_version, ref.method))
         self._settings = EncoderSettings()
-        self._batcher: Batcher[_Item, np.ndarray] = Batcher(
+        self._batcher: Batcher[_Item, Any] = Batcher(
             _encode_batch, budget=self._settings.batch_tokens, on_batch=_record
         )
 
@@ -156,7 +159,7 @@ class Encoder:
 
     async def encode(
         self, ref: IndexRef, contents: Sequence[Query] | Sequence[Passage], side: Side, *, request_id: str
-    ) -> Float32[np.ndarray, "row dim"]:
+    ) -> Embeddings:
         """Embeddings by the encoder of `ref`, which has to read what `contents` are made of.
 
         Raises `ApiError` 503 when there is none with its stamp.
@@ -175,7 +178,12 @@ class Encoder:
             embeddings[own] = part
         return embeddings
 
-    async def _batched(self, loaded: _Loaded, contents: Sequence[Any], side: Side, request_id: str) -> np.ndarray:
+    async def tokens_of(self, ref: IndexRef, dims: Sequence[int]) -> list[str]:
+        """What dimensions of sparse embeddings stand for."""
+        inner: Any = getattr((loaded := await self._encoders.get(ref)).encoder, "inner", loaded.encoder)
+        return await asyncio.to_thread(inner.tokens_of, dims)
+
+    async def _batched(self, loaded: _Loaded, contents: Sequence[Any], side: Side, request_id: str) -> Any:
         item = _Item(loaded, contents, side, request_id)
         cost = sum(self._cost(content) for content in contents)
         return await self._batcher.submit(item, cost=cost, group=(id(loaded), side, contents[0].modality))
@@ -257,10 +265,13 @@ def load_encoder(ref: IndexRef, refiner: Component | None = None) -> _Loaded:
     model = getattr(getattr(inner, "config", None), "model", None)
     # A folder's name, the last part of a hub name, or what the method is called.
     name = Path(model).name if isinstance(model, str) else component.import_path.rpartition(":")[2]
-    tokens = Tokens(inner) if isinstance(inner, TextEncoder) else None
+    texts = getattr(inner, "texts", inner)  # of an encoder that has its texts read by another one
+    tokens = Tokens(texts) if isinstance(texts, TextEncoder) else None
     counter = inner.reader if isinstance(inner, MultimodalEncoder) else tokens
     reads_instructions = bool(getattr(inner, "reads_instructions", False))
-    info = EncoderInfo(name, encoder.dim, RefinerInfo.of(learned), modalities_of(inner), reads_instructions)
+    is_sparse = hasattr(inner, "tokens_of")
+    read = (modalities_of(inner), reads_instructions, is_sparse)
+    info = EncoderInfo(name, encoder.dim, RefinerInfo.of(learned), *read)
     return _Loaded(encoder, learned, tokens, None if counter is None else counter.count, info)
 
 
@@ -282,17 +293,19 @@ def _first_queries() -> list[Query]:
     return [_FIRST, _FIRST._replace(text="", image=grey.getvalue()), _FIRST._replace(image=grey.getvalue())]
 
 
-def _encode_batch(items: list[_Item]) -> list[Float32[np.ndarray, "row dim"]]:
+def _encode_batch(items: list[_Item]) -> list[Any]:
     """Runs in the batcher's thread; all items are of one encoder, one side and one modality."""
     encoder, refiner, side = items[0].loaded.encoder, items[0].loaded.refiner, items[0].side
     contents: list[Any] = [content for item in items for content in item.contents]
     if side == "prf" and refiner is not None:
         first = np.concatenate([item.embeddings for item in items if item.embeddings is not None])
-        embeddings = refined(refiner, contents, first, [own for item in items for own in item.found])
+        embeddings: Any = refined(refiner, contents, first, [own for item in items for own in item.found])
     else:
         embeddings = encoder.encode_queries(contents) if side == "query" else encoder.encode_passages(contents)
-    ends = np.cumsum([len(item.contents) for item in items])
-    return np.split(np.asarray(embeddings, dtype=np.float32), ends[:-1])
+    bounds = np.cumsum([0, *(len(item.contents) for item in items)]).tolist()
+    if isinstance(embeddings, np.ndarray):
+        embeddings = embeddings.astype(np.float32, copy=False)
+    return [embeddings[start:end] for start, end in pairwise(bounds)]
 
 
 def _record(group: Hashable, items: list[_Item], cost: int, waits_s: list[float], queue_length: int) -> None:

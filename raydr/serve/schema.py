@@ -112,6 +112,7 @@ _NOT_BY_WORDS: dict[str, Any] = {
     "image": {"type": "null"},
     "feedback": {"type": "null"},
     "prf": {"type": "null"},
+    "explain": {"const": False},
     "images": {"items": {"type": "null"}},
     "instruction": {"maxLength": 0},
 }
@@ -222,6 +223,9 @@ class SearchRequest(Shape):
     first embedding), marked in the answer."""
     on_shard_failure: Literal["error", "partial"] = "error"
     """What a shard that does not answer means: an error, or the hits of the others, marked in the answer."""
+    explain: bool = False
+    """Whether each hit says which words made its score, of an index of sparse embeddings (`explains` in `GET
+    /v1/models`)."""
     fields: list[HitField] = Field(default=["title", "text", "highlights", "metadata"])
     """What a hit carries beside `id` and `score`."""
 
@@ -256,6 +260,12 @@ class SearchRequest(Shape):
             raise ValueError("feedback moves the query's embedding, and mode bm25 has none; use dense or hybrid")
         if self.prf is not None and self.mode == "bm25":
             raise ValueError("prf refines the query's embedding, and mode bm25 has none; use dense or hybrid")
+        return self
+
+    @model_validator(mode="after")
+    def _explains_embeddings(self) -> SearchRequest:
+        if self.explain and self.mode == "bm25":
+            raise ValueError("explain says which words of two embeddings match, and mode bm25 has none; use dense")
         return self
 
     @field_validator("query")

@@ -131,6 +131,7 @@ class Searcher:
                     metadata_columns=index.metadata_columns,
                     modalities=sorted(encoder.modalities, reverse=True),
                     reads_instructions=encoder.reads_instructions,
+                    explains=encoder.is_sparse,
                     has_images=index.has_images,
                     prf=card(encoder.refiner),
                 )
@@ -143,6 +144,12 @@ class Searcher:
     ) -> tuple[Float32[np.ndarray, "input dim"], int, str]:
         live = self._require_live()
         parts = request.parts
+        if live.encoder.is_sparse:
+            message = (
+                f"input: this model's embeddings are sparse, {live.encoder.dim} dimensions wide; they are for "
+                "/v1/search, where explain=true shows them"
+            )
+            raise ApiError(422, "invalid_value", message, param="input")
         check_encoder(live.encoder, parts, request.instruction)
         images = await self._pictures.read(parts, live.index.images)
         contents = [Content(part.text, image) for part, image in zip(parts, images, strict=True)]
@@ -169,6 +176,7 @@ class Searcher:
             raise ApiError(422, "invalid_value", "mode: this index has no word side, only dense", param="mode")
         if request.mode != "bm25":
             check_encoder(live.encoder, request.parts, request.instruction)
+        _check_kind(live.encoder, request)
         if live.index.has_images:
             check_image_hits(request, self._args.limits)
         live.index.check(request.filters)
@@ -197,6 +205,16 @@ class Searcher:
 
     def _model_name(self, live: Live) -> str:
         return self._args.model_name or live.encoder.name
+
+
+def _check_kind(encoder: EncoderInfo, request: SearchRequest) -> None:
+    """What only embeddings of one kind have."""
+    if request.explain and not encoder.is_sparse:
+        message = "explain: the live index's embeddings are dense, and their dimensions are no words"
+        raise ApiError(422, "invalid_value", message, param="explain")
+    if request.feedback is not None and encoder.is_sparse:
+        message = "feedback: moves dense embeddings, and the live index's are sparse"
+        raise ApiError(422, "invalid_value", message, param="feedback")
 
 
 def _check_required(index: IndexInfo, required: Mapping[str, Any]) -> None:

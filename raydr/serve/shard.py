@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Int64
 
 from raydr.data.images import ImageConfig
 from raydr.data.passages import has_pictures
@@ -33,7 +33,7 @@ from raydr.serve.errors import ApiError
 from raydr.serve.schema import SearchRequest
 from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef, VersionCache
-from raydr.types import IMAGE, PASSAGE_ID, TITLE
+from raydr.types import IMAGE, PASSAGE_ID, TITLE, Embeddings, shape_of
 
 MASKS_HELD = 8
 
@@ -181,7 +181,7 @@ class Shard:
     async def search(
         self,
         ref: IndexRef,
-        embeddings: Float32[np.ndarray, "query dim"],
+        embeddings: Embeddings,
         k: int,
         selection: Selection,
         inline: Sequence[str],
@@ -195,7 +195,7 @@ class Shard:
         part = await self._parts.get(ref)
         return await asyncio.to_thread(part.passages, rows, columns)
 
-    async def embeddings(self, ref: IndexRef, rows: Sequence[int]) -> Float32[np.ndarray, "row dim"]:
+    async def embeddings(self, ref: IndexRef, rows: Sequence[int]) -> Embeddings:
         """The embeddings of rows of this deployment's shards, as far as the index's coding keeps them."""
         part = await self._parts.get(ref)
         return await asyncio.to_thread(part.reader.embeddings, np.asarray(rows, dtype=np.int64))
@@ -203,25 +203,25 @@ class Shard:
     def _open(self, ref: IndexRef) -> _Part:
         part = open_version(ref)
         for number in self._numbers(part):
-            part.reader.shard(number).search(np.zeros((1, part.reader.dim), dtype=np.float32), 1)
+            part.reader.shard(number).warm_up()
         return part
 
     def _numbers(self, part: _Part) -> range:
         return range(self._number, part.reader.num_shards, self._num_deployments)
 
     def _search(
-        self, part: _Part, embeddings: np.ndarray, k: int, selection: Selection, inline: Sequence[str]
+        self, part: _Part, embeddings: Embeddings, k: int, selection: Selection, inline: Sequence[str]
     ) -> Ranked:
         tops = []
         for number in self._numbers(part):
             mask = part.mask(number, selection)
             started = time.perf_counter()
-            with span("raydr.faiss", shard=number, queries=len(embeddings), k=k):
+            with span("raydr.faiss", shard=number, queries=shape_of(embeddings)[0], k=k):
                 top = part.reader.shard(number).search(embeddings, k, mask)
             metrics.record_shard_search(number, time.perf_counter() - started)
             tops.append(shift(top, int(part.reader.first_rows[number])))
         # A version with fewer shards than there are deployments leaves some with nothing to search.
-        return part.ranked(merge(tops, k, part.ids_of) if tops else empty(len(embeddings), k), inline)
+        return part.ranked(merge(tops, k, part.ids_of) if tops else empty(shape_of(embeddings)[0], k), inline)
 
 
 class Bm25:

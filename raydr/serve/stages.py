@@ -17,13 +17,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from raydr.index.explanation import Shares
 from raydr.index.fusion import fuse
 from raydr.index.topk import merge
 from raydr.index.topk import order as ordered
 from raydr.prf import refined
 from raydr.protocols import TopK
 from raydr.serve import metrics
-from raydr.serve.answers import Feedback, MissingShard, Prf, QueryResult, Reranking, SearchHit
+from raydr.serve.answers import (
+    Explanation,
+    Feedback,
+    MissingShard,
+    Prf,
+    QueryResult,
+    Reranking,
+    SearchHit,
+    WordWeight,
+)
 from raydr.serve.config import AppArgs
 from raydr.serve.encoder import EncoderInfo
 from raydr.serve.errors import ApiError
@@ -37,7 +47,7 @@ from raydr.serve.schema import SearchRequest
 from raydr.serve.shard import IndexInfo, Ranked, Selection
 from raydr.serve.tracing import span
 from raydr.serve.versions import IndexRef
-from raydr.types import IMAGE, PASSAGE_ID, TEXT, TITLE, Found, Hit, Passage, Query
+from raydr.types import IMAGE, PASSAGE_ID, TEXT, TITLE, Embeddings, Found, Hit, Passage, Query
 
 INLINE_HITS = 64
 """Up to this many hits in a response the shards send the passages with their hits and save a second hop."""
@@ -110,6 +120,7 @@ class Search:
         self._refinement = planned(of.args.prf, request, live.encoder.refiner)
         self.prf: Prf | None = None
         self.timings_ms: dict[str, float] = {}
+        self._query_embeddings: Embeddings | None = None
         self._judged_until: float | None = None
 
     async def run(self) -> list[QueryResult]:
@@ -130,10 +141,18 @@ class Search:
                 await self._fetch_images(rows)
                 needed = IMAGE
             lists = [[found for found in line if needed in self._passages.get(found.row, ())] for line in lists]
+        if self._request.explain:
+            with self._stage("explain"):
+                explained = await self._explained(lists)
+        else:
+            explained = [[None] * len(line) for line in lists]
         self.missing = self._fanout.missing()
         results = [
-            QueryResult(query=query.text or None, hits=[self._hit(query.text, found, fields) for found in line])
-            for query, line in zip(queries, lists, strict=True)
+            QueryResult(
+                query=query.text or None,
+                hits=[self._hit(query.text, *pair, fields) for pair in zip(line, why, strict=True)],
+            )
+            for query, line, why in zip(queries, lists, explained, strict=True)
         ]
         self.timings_ms["total"] = _ms_since(started)
         return results
@@ -170,6 +189,7 @@ class Search:
         if self.feedback is not None:
             with self._stage("feedback"):
                 embeddings = await self._moved(queries, embeddings, self.feedback)
+        self._query_embeddings = embeddings
         with self._stage("search"):
             return await self._shards(embeddings, k, len(queries))
 
@@ -250,7 +270,28 @@ class Search:
             vectors[np.searchsorted(wanted, parts[number])] = found
         return [vectors[np.searchsorted(wanted, own)] for own in rows]
 
-    async def _shards(self, embeddings: np.ndarray, k: int, num_queries: int) -> TopK:
+    async def _explained(self, lists: Sequence[Sequence[_Found]]) -> list[list[Explanation | None]]:
+        """Which words made each hit's score; None of one whose shard has gone silent."""
+        rows = np.unique([found.row for line in lists for found in line]).astype(np.int64)
+        parts = self._fanout.by_owner(rows.tolist()) if len(rows) else {}
+        answers = await self._fanout.ask("embeddings", {number: (self._live.ref, own) for number, own in parts.items()})
+        passages = {
+            row: embeddings[[place]]
+            for number, embeddings in answers.items()
+            for place, row in enumerate(parts[number])
+        }
+        queries: Any = self._query_embeddings
+        pairs = [
+            [None if found.row not in passages else (queries[[line]], passages[found.row]) for found in own]
+            for line, own in enumerate(lists)
+        ]
+        shares = [[None if pair is None else Shares.of(*pair) for pair in own] for own in pairs]
+        dims = sorted({dim for own in shares for share in own if share is not None for dim in share.dims})
+        tokens = await ask(self._of.encoder.tokens_of, self._live.ref, dims) if dims else []
+        names = dict(zip(dims, tokens, strict=True))
+        return [[None if share is None else _explanation(share, names) for share in own] for own in shares]
+
+    async def _shards(self, embeddings: Embeddings, k: int, num_queries: int) -> TopK:
         arguments = (self._live.ref, embeddings, k, self._selection, self._inline(k * num_queries))
         answers = await self._fanout.ask("search", dict.fromkeys(self._fanout.numbers, arguments))
         return merge([self._noted(answer) for answer in answers.values()], k, self._ids_of)
@@ -365,9 +406,11 @@ class Search:
         metrics.record_rerank_failure(name, failure.code)
         raise failure
 
-    def _hit(self, query: str, found: _Found, fields: set[str]) -> SearchHit:
+    def _hit(self, query: str, found: _Found, explanation: Explanation | None, fields: set[str]) -> SearchHit:
         row = found.row
-        hit = SearchHit(id=self._ids[row], score=found.score, retrieval_score=found.retrieval_score)
+        hit = SearchHit(
+            id=self._ids[row], score=found.score, retrieval_score=found.retrieval_score, explanation=explanation
+        )
         if fields:
             record = self._passages[row]
             title, text = record.get(TITLE) or "", record[TEXT] or ""
@@ -387,6 +430,15 @@ class Search:
         with span(f"raydr.{name}"):
             yield
         self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + _ms_since(started), 3)
+
+
+def _explanation(shares: Shares, names: Mapping[int, str]) -> Explanation:
+    def words(pairs: Sequence[tuple[int, float]]) -> list[WordWeight]:
+        return [WordWeight(token=names[dim], weight=weight) for dim, weight in pairs]
+
+    return Explanation(
+        score=shares.score, matches=words(shares.matches), rest=shares.rest, passage=words(shares.passage)
+    )
 
 
 def _timed_out(name: str, limit_s: float) -> ApiError:

@@ -31,8 +31,8 @@ from raydr.progress import Progress
 from raydr.stages import embed_on_ray
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
-from raydr.stages.embedder import NEEDED, Embedder, Work
-from raydr.types import POSITION
+from raydr.stages.embedder import NEEDED, Embedder, Work, weight_type_of
+from raydr.types import DIMS, POSITION
 
 KIND = "embeddings"
 EMBEDDINGS = "embeddings"
@@ -43,9 +43,10 @@ def embed_corpus(
 ) -> Artifact:
     """The embeddings of a corpus in `out` (kind "embeddings"); a finished artifact of the same is returned as it is.
 
-    Writes `embeddings/*.parquet` with passage_id, position and embedding (fixed-size list of float32), rows in any
-    order across files. With `use_ray`, every node must see the same paths, or they are a bucket's. Raises `DataError`
-    when the corpus lacks a column, `ArtifactError` when `out` holds something else or is being written.
+    Writes `embeddings/*.parquet` with passage_id, position and embedding (fixed-size list of float32) or, where they
+    are sparse, dimensions and weights (lists of int32 and of float32 or float16), rows in any order across files. With
+    `use_ray`, every node must see the same paths, or they are a bucket's. Raises `DataError` when the corpus lacks a
+    column, `ArtifactError` when `out` holds something else or is being written.
     """
     for file in corpus.passage_files:
         require_columns(pq.read_schema(file).names, NEEDED, stage=f"{file}: embed")
@@ -55,13 +56,19 @@ def embed_corpus(
         print(f"embed: {storage.named(out)} has these embeddings already", file=sys.stderr)
         return open_artifact(out, kind=KIND, later=True)
     with write_artifact(out, kind=KIND, config=settings, inputs={"corpus": corpus.artifact}, resume=True) as writer:
-        folder = out / EMBEDDINGS
+        folder, weight_type = out / EMBEDDINGS, weight_type_of(encoder)
         _keep_only_own_leftovers(out, folder, use_ray=use_ray)
         folder.mkdir(exist_ok=True)
         start = time.perf_counter()
         if use_ray:
             work = embed_on_ray.embed_files(
-                corpus, build_encoder, config, out, folder, num_done=len(_positions(folder))
+                corpus,
+                build_encoder,
+                config,
+                out,
+                folder,
+                num_done=len(_positions(folder)),
+                is_sparse=weight_type is not None,
             )
         else:
             work = _embed_here(corpus, Embedder(lambda: encoder), config, folder)
@@ -69,7 +76,11 @@ def embed_corpus(
         check_complete(folder, corpus.num_passages)
         writer.counts.update(passages=corpus.num_passages, files=len(_files(folder)))
         writer.details.update(
-            dim=encoder.dim, encoder_version=encoder.version, method=method.model_dump(), **_rates(work, seconds)
+            dim=encoder.dim,
+            encoder_version=encoder.version,
+            **({} if weight_type is None else {"weight_type": weight_type}),
+            method=method.model_dump(),
+            **_rates(work, seconds),
         )
     storage.remove_folder(out / embed_on_ray.CHECKPOINTS)
     print(_summary(corpus.num_passages, work, seconds), file=sys.stderr)
@@ -99,7 +110,7 @@ def _embed_here(corpus: Corpus, embedder: Embedder, config: EmbedConfig, folder:
             for start in range(0, len(todo), config.passages_per_block):
                 block = embedder(todo.slice(start, config.passages_per_block))
                 sink = pa.BufferOutputStream()
-                pq.write_table(block, sink, **embed_on_ray.FILE_OPTIONS)
+                pq.write_table(block, sink, **embed_on_ray.file_options(is_sparse=DIMS in block.column_names))
                 name = f"part-{block[POSITION][0].as_py():010d}.parquet"
                 content = sink.getvalue().to_pybytes()
                 bucket.write(name, content) if bucket is not None else write_durably(folder / name, content)

@@ -27,7 +27,7 @@ from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
 from raydr.stages.pool import RESTARTS, worker_pool
 from raydr.storage import reach
-from raydr.types import POSITION
+from raydr.types import DIMS, POSITION
 
 if TYPE_CHECKING:
     import ray.data
@@ -35,8 +35,14 @@ if TYPE_CHECKING:
     from raydr.protocols import Stage
 
 CHECKPOINTS = ".ray_checkpoints"
-FILE_OPTIONS = {"use_dictionary": False}
-"""How embeddings are written in Parquet: a dictionary of numbers that never repeat takes a fifth more."""
+
+
+def file_options(*, is_sparse: bool) -> dict[str, Any]:
+    """How embeddings are written in Parquet: a dictionary of numbers that never repeat takes a fifth more, and
+    dimensions, which ascend, are told by their differences.
+    """
+    encoding = {"column_encoding": {f"{DIMS}.list.element": "DELTA_BINARY_PACKED"}} if is_sparse else {}
+    return {"use_dictionary": False, **encoding}
 
 
 class _EmbedPassages:
@@ -103,7 +109,14 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
 
 
 def embed_files(
-    corpus: Corpus, build_encoder: BuildEncoder, config: EmbedConfig, out: Path, folder: Path, *, num_done: int
+    corpus: Corpus,
+    build_encoder: BuildEncoder,
+    config: EmbedConfig,
+    out: Path,
+    folder: Path,
+    *,
+    num_done: int,
+    is_sparse: bool = False,
 ) -> Work:
     """Embeds a corpus into Parquet files in `folder`, going on from the checkpoints in `out`; what it did this time.
 
@@ -141,5 +154,5 @@ def embed_files(
         dataset = ray.data.read_parquet(files, columns=corpus.encoded_columns, filesystem=own)
         dataset.set_name(f"embed {corpus.name}")  # as the dashboard calls it, and all that follows from it
         embedded_passages = embed_stage(build_encoder, config, tally=tally)(dataset)
-        embedded_passages.write_parquet(target, filesystem=filesystem, **FILE_OPTIONS)
+        embedded_passages.write_parquet(target, filesystem=filesystem, **file_options(is_sparse=is_sparse))
     return ray.get(tally.work.remote())

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -36,14 +36,14 @@ from raydr.data.positives import relevant_ids
 from raydr.encoders.factory import BuildEncoder
 from raydr.errors import ArtifactError, ConfigError, DataError
 from raydr.index.reader import IndexReader
-from raydr.index.shard import dense
+from raydr.index.shard import finite
 from raydr.progress import Progress
 from raydr.stages.config import MineConfig, ModalityConfig, SearchConfig, Source
 from raydr.stages.modality import LOW_RANK, WRONG_MODALITY, by_modality, right_modalities
 from raydr.stages.negatives import Candidates, choose, score_limits
 from raydr.stages.search import Searcher, described
 from raydr.storage import named
-from raydr.types import DOCUMENT_ID, IMAGE, PASSAGE_ID, TEXT, TITLE, Query
+from raydr.types import DOCUMENT_ID, IMAGE, PASSAGE_ID, TEXT, TITLE, Embeddings, Query
 
 _SOURCES: tuple[Source, ...] = ("model", "bm25", "random")
 """In the order of their turns, which is that of how hard their negatives are."""
@@ -203,10 +203,9 @@ class Miner:
     def write(self, block: Sequence[Judged], examples: ExampleWriter) -> None:
         """Mines for a block of queries and appends its examples."""
         found = self._searcher.embed([judged.query for judged in block])
-        embeddings = None if found is None else dense(found)
+        embeddings = None if found is None else finite(found)
         self._hits = self._searched(block, embeddings)
-        lines = [None] * len(block) if embeddings is None else embeddings
-        positives = [self._positives(judged, embedding) for judged, embedding in zip(block, lines, strict=True)]
+        positives = [self._positives(judged, _line(embeddings, line)) for line, judged in enumerate(block)]
         if self._config.modality_aware is None:
             sources = [source for source in _SOURCES if source in self._config.sources]
             negatives, counts = self._chosen(block, positives, self._candidates(block, embeddings, sources))
@@ -216,7 +215,7 @@ class Miner:
         empty = [line for line, own in enumerate(negatives) if not len(own.rows)]
         self.counts["without_negatives"] += len(empty)
         if empty and self._config.fill_random:
-            part, theirs = [block[line] for line in empty], None if embeddings is None else embeddings[empty]
+            part, theirs = [block[line] for line in empty], _lines(embeddings, empty)
             candidates = self._candidates(part, theirs, ["random"], purpose="fill")
             drawn, _ = self._chosen(part, [positives[line] for line in empty], candidates)
             for line, filling in zip(empty, drawn, strict=True):
@@ -227,7 +226,7 @@ class Miner:
     def _by_modality(
         self,
         block: Sequence[Judged],
-        embeddings: Float32[np.ndarray, "query dim"] | None,
+        embeddings: Embeddings | None,
         positives: Sequence[Positives],
         config: ModalityConfig,
     ) -> tuple[list[Negatives], Counter[str]]:
@@ -253,7 +252,7 @@ class Miner:
     def _candidates(
         self,
         block: Sequence[Judged],
-        embeddings: Float32[np.ndarray, "query dim"] | None,
+        embeddings: Embeddings | None,
         sources: Sequence[Source],
         *,
         purpose: str = "source",
@@ -265,14 +264,14 @@ class Miner:
             return Candidates(rows, columns, None)
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for line, found in enumerate(rows):
-            scores[line, found >= 0] = self._scores(embeddings[line], found[found >= 0])
+            scores[line, found >= 0] = self._scores(_line(embeddings, line), found[found >= 0])
         return Candidates(rows, columns, scores)
 
     def _found(
         self,
         source: Source,
         block: Sequence[Judged],
-        embeddings: Float32[np.ndarray, "query dim"] | None,
+        embeddings: Embeddings | None,
         purpose: str,
     ) -> Int64[np.ndarray, "query candidate"]:
         """What one source finds for each query, best first; padded with -1."""
@@ -290,9 +289,7 @@ class Miner:
             return 1, aware.depth
         return self._config.first_rank, self._config.last_rank
 
-    def _searched(
-        self, block: Sequence[Judged], embeddings: Float32[np.ndarray, "query dim"] | None
-    ) -> Int64[np.ndarray, "query hit"]:
+    def _searched(self, block: Sequence[Judged], embeddings: Embeddings | None) -> Int64[np.ndarray, "query hit"]:
         """The hits by embedding, best first, as deep as candidates and feedback go; padded with -1."""
         depth = max(self._ranks[1] if "model" in self._config.sources else 0, self._config.num_feedback)
         if not depth:
@@ -325,7 +322,7 @@ class Miner:
         return self._rows_of_modalities[key]
 
     def _scores(
-        self, embedding: Float32[np.ndarray, " dim"], rows: Int64[np.ndarray, " row"]
+        self, embedding: Float32[np.ndarray, " dim"] | None, rows: Int64[np.ndarray, " row"]
     ) -> Float32[np.ndarray, " row"]:
         return self._reader.embeddings(rows) @ embedding
 
@@ -378,6 +375,17 @@ class Miner:
             examples.add_passages(self._reader.take(some, [*columns, IMAGE]))
         columns += [IMAGE] if self._reader.has_pictures else []
         examples.add(mined, self._reader.take(new, columns))
+
+
+def _lines(embeddings: Any, lines: Sequence[int]) -> Embeddings | None:
+    return None if embeddings is None else embeddings[lines]
+
+
+def _line(embeddings: Any, line: int) -> Float32[np.ndarray, " dim"] | None:
+    """One query's embedding; of sparse ones, written out, to be multiplied with many passages'."""
+    if embeddings is None or isinstance(embeddings, np.ndarray):
+        return None if embeddings is None else embeddings[line]
+    return embeddings[[line]].toarray()[0]
 
 
 def _negatives(

@@ -24,6 +24,7 @@ from raydr.data.arrow_rows import ArrowRows
 from raydr.data.examples import ExampleSet
 from raydr.errors import ArtifactError, DataError
 from raydr.index.reader import IndexReader
+from raydr.index.shard import dense
 from raydr.storage import named
 from raydr.types import EMBEDDING, PASSAGE_ID
 
@@ -54,7 +55,7 @@ def keep_embeddings(index_path: str | Path, sets: Sequence[ExampleSet], out: Pat
     with write_artifact(out, kind=KIND, config=settings, inputs=inputs) as writer:
         with pa.ipc.new_file(str(out / FILE), schema) as file:
             for start in range(0, len(rows), _BATCH_ROWS):
-                vectors = reader.embeddings(rows[start : start + _BATCH_ROWS])
+                vectors = dense(reader.embeddings(rows[start : start + _BATCH_ROWS]))
                 columns = {
                     PASSAGE_ID: pa.array(ids[start : start + _BATCH_ROWS], type=pa.string()),
                     EMBEDDING: pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), reader.dim),

@@ -26,6 +26,7 @@ from raydr.data.corpus import Corpus
 from raydr.data.examples import KIND, Example, ExampleSet, write_examples
 from raydr.errors import DataError
 from raydr.index.embedded import EmbeddedCorpus
+from raydr.index.shard import dense
 from raydr.storage import named
 from raydr.types import PASSAGE_ID, TEXT, TITLE, Passage, Query
 
@@ -70,7 +71,7 @@ def same_story_examples(corpus: Corpus, embeddings: Path, config: StoryConfig, o
         raise DataError(f"{corpus.path}: no two articles have the same {config.story!r}; there is nothing to train on")
     matrix, _ = EmbeddedCorpus.of(corpus.passage_files, corpus.num_passages, embedded).embeddings(0, len(rows))
     negatives = hard_negatives(
-        matrix, stories, topics, max_distance=config.max_distance, num_negatives=config.num_negatives
+        dense(matrix), stories, topics, max_distance=config.max_distance, num_negatives=config.num_negatives
     )
     passages = {row[PASSAGE_ID]: Passage(row[PASSAGE_ID], row[TEXT] or "", row.get(TITLE) or "") for row in rows}
     ids = list(passages)

@@ -140,6 +140,10 @@ class Searcher:
         self._refiner: RefinerInfo | None = None
         if config.mode == "bm25":
             return
+        if config.feedback is not None and reader.is_sparse:
+            raise ConfigError(
+                f"search.feedback: moves dense embeddings, and those of {reader.path} are sparse; leave it out"
+            )
         self._teachers = Teachers(config.feedback) if config.feedback is not None else None
         if self._teachers is not None:
             stack.callback(self._teachers.close)
@@ -196,7 +200,7 @@ class Searcher:
             self._prf_s += time.perf_counter() - started
         if self._teachers is not None:
             first = self._shards.search(embeddings, self._teachers.depth, allowed=self._allowed)
-            vectors = [self._reader.embeddings(rows[rows >= 0]) for rows in first.rows]
+            vectors = [dense(self._reader.embeddings(rows[rows >= 0])) for rows in first.rows]
             embeddings = self._teachers.moved(queries, dense(embeddings), self._feedback(first), vectors)
         return embeddings
 
@@ -232,7 +236,7 @@ class Searcher:
             ids = self._reader.passage_ids.take(rows).tolist()
             hits = [Hit(id_, float(score)) for id_, score in zip(ids, scores, strict=False)]
             if refiner.reads == "embeddings":
-                found.append(Found(hits, embeddings=self._reader.embeddings(rows)))
+                found.append(Found(hits, embeddings=dense(self._reader.embeddings(rows))))
             else:
                 found.append(Found(hits, self._passages(rows)))
         return found

@@ -10,10 +10,9 @@ its stream at its step, nothing before it is tokenised again.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -59,13 +58,16 @@ class BatchTokenizer:
     """Queries and passages apart, as a dual encoder reads them."""
 
     config: TextEncoderConfig
+    names_sides: bool = False
+    """Whether the network is told which texts are queries and which are passages (raydr/models/towers.py)."""
 
     def tokenize(self, queries: Sequence[Query], groups: Sequence[Sequence[Passage]]) -> Tokenized:
         encoder = self.encoder
-        return {
-            "queries": Texts(encoder.tokenize_queries(queries)),
-            "passages": Texts(encoder.tokenize_passages(list(chain.from_iterable(groups)))),
-        }
+        read = Texts(encoder.tokenize_queries(queries))
+        passages = Texts(encoder.tokenize_passages(list(chain.from_iterable(groups))))
+        if self.names_sides:
+            read, passages = replace(read, side="query"), replace(passages, side="passage")
+        return {"queries": read, "passages": passages}
 
     @property
     def encoder(self) -> TextEncoder:
@@ -190,6 +192,7 @@ _TEXTS = pa.struct(
         "pixels": pa.list_(pa.large_binary()),
         "vectors": pa.list_(pa.large_binary()),
         "labels": pa.list_(pa.list_(pa.int64())),
+        "side": pa.string(),
     }
 )
 _SCHEMA = pa.schema(
@@ -277,7 +280,7 @@ def to_batch(row: dict[str, Any], pad_id: int, *, multiple_of: int = 1) -> Train
     if queries is not None and (own := row["queries"].get("labels")) is not None:
         width = queries.ids.shape[1]
         told = torch.tensor([[*text, *[0] * (width - len(text))] for text in own], dtype=torch.int64)
-        labels = dataclasses.replace(labels, token_labels=told)
+        labels = replace(labels, token_labels=told)
     return TrainBatch(labels=labels, names=row["names"], **texts)
 
 

@@ -76,7 +76,7 @@ def join_tokens(own: Tokens) -> Tokens:
         return own
     missing = most_of_all_workers(own.ids.shape[1], own.ids.device) - own.ids.shape[1]
     ids, mask = (torch.nn.functional.pad(part, (0, missing)) for part in (own.ids, own.full_mask))
-    return Tokens(join(ids), join(mask))
+    return Tokens(join(ids), join(mask), side=own.side)
 
 
 def mean_over_workers(values: dict[str, float]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raydr.errors import ConfigError
+from raydr.models.towers import towers_of
 from raydr.train.config import TrainConfig
 from raydr.train.distributed import num_workers, worker_rank
 from raydr.train.linear import through_onednn
@@ -78,8 +79,8 @@ class Engine:
         """The network itself; with ZeRO 3 each worker holds only a part of its weights."""
         return self._engine.module
 
-    def __call__(self, *inputs: Tensor | None) -> Any:
-        if self._attention is not None and inputs[0] is not None:
+    def __call__(self, *inputs: Tensor | str | None) -> Any:
+        if self._attention is not None and isinstance(inputs[0], Tensor):
             self._attention.choose(inputs[0].shape[1])
         return self._engine(*inputs)
 
@@ -167,14 +168,17 @@ class _Attention:
     _LONGEST = 192
 
     def __init__(self, model: nn.Module) -> None:
-        self._network: Any = next((m for m in model.modules() if hasattr(m, "set_attn_implementation")), None)
-        self._fused = getattr(getattr(self._network, "config", None), "_attn_implementation", None)
+        chosen = [[m for m in tower.modules() if hasattr(m, "set_attn_implementation")] for tower in towers_of(model)]
+        self._networks: list[Any] = [found[0] for found in chosen if found]
+        config = self._networks[0].config if self._networks else None
+        self._fused = getattr(config, "_attn_implementation", None)
         self._chosen = self._fused
 
     def choose(self, num_tokens: int) -> None:
         wanted = "eager" if num_tokens <= self._LONGEST else self._fused
         if self._fused == "sdpa" and wanted != self._chosen:
-            self._network.set_attn_implementation(wanted)
+            for network in self._networks:
+                network.set_attn_implementation(wanted)
             self._chosen = wanted
 
 
@@ -252,10 +256,11 @@ def _checkpoint_activations(model: nn.Module) -> None:
 
 
 def _transformers(model: nn.Module) -> Iterator[Any]:
-    found = [module for module in model.modules() if hasattr(module, "gradient_checkpointing_enable")]
-    if not found:
-        raise ConfigError("activation_checkpointing: this network has no transformer that knows how")
-    yield found[0]
+    for tower in towers_of(model):
+        found = next((module for module in tower.modules() if hasattr(module, "gradient_checkpointing_enable")), None)
+        if found is None:
+            raise ConfigError("activation_checkpointing: this network has no transformer that knows how")
+        yield found
 
 
 def _import_deepspeed(*, is_gpu: bool) -> Any:

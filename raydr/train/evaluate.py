@@ -9,6 +9,7 @@ harder than random passages; they choose among checkpoints, and are no result to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,9 +50,13 @@ def _rank_all(engine: Engine, examples: ExampleSet, tokenizer: GroupTokenizer) -
     passages = examples.passages(range(examples.num_passages))
     own_queries, own_passages = _own(len(queries)), _own(len(passages))
     tokens = tokenizer.tokenize([queries[i] for i in own_queries], [[passages[i]] for i in own_passages])
-    sides = [_embedded(engine, tokens[name], tokenizer.pad_id) for name in ("queries", "passages")]
-    query_embeddings, passage_embeddings = (torch.cat(all_parts(side.float())) for side in sides)
-    scores = query_embeddings @ passage_embeddings.T
+    query_embeddings = torch.cat(all_parts(_embedded(engine, tokens["queries"], tokenizer.pad_id).float()))
+
+    def scored(passage_embeddings: Tensor) -> Tensor:
+        return passage_embeddings.float() @ query_embeddings.T
+
+    # Scores are kept of passages, not embeddings, which may be as wide as a vocabulary.
+    scores = torch.cat(all_parts(_embedded(engine, tokens["passages"], tokenizer.pad_id, then=scored))).T
     top = scores.topk(min(100, scores.shape[1]), dim=1)
     return [list(zip(rows, values, strict=True)) for rows, values in zip(top.indices.tolist(), top.values.tolist())]
 
@@ -74,14 +79,19 @@ def _own(count: int) -> range:
     return range(count * worker_rank() // num_workers(), count * (worker_rank() + 1) // num_workers())
 
 
-def _embedded(engine: Engine, side: Texts | Vectors, pad_id: int) -> Tensor:
+def _embedded(
+    engine: Engine, side: Texts | Vectors, pad_id: int, *, then: Callable[[Tensor], Tensor] = lambda output: output
+) -> Tensor:
+    """What `then` makes of every text's embedding, in order."""
     if isinstance(side, Vectors):
-        return torch.from_numpy(side.rows.copy()).to(engine.device)
-    return _forward(engine, side, pad_id)
+        return then(torch.from_numpy(side.rows.copy()).to(engine.device))
+    return _forward(engine, side, pad_id, then=then)
 
 
-def _forward(engine: Engine, texts: Texts, pad_id: int) -> Tensor:
-    """The network's output for every text, in order; short and long texts do not share a chunk."""
+def _forward(
+    engine: Engine, texts: Texts, pad_id: int, *, then: Callable[[Tensor], Tensor] = lambda output: output
+) -> Tensor:
+    """What `then` makes of the network's output for every text, in order; short and long ones do not share a chunk."""
     token_ids = texts.ids
     order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
     chunks: list[list[int]] = []
@@ -96,8 +106,8 @@ def _forward(engine: Engine, texts: Texts, pad_id: int) -> Tensor:
     padded = chunks + [[]] * (max(1, most_of_all_workers(len(chunks), engine.device)) - len(chunks))
     outputs = []
     for chunk in padded:
-        own = texts.take(chunk) if chunk else Texts([[pad_id]])
-        outputs.append(engine(*own.padded(pad_id).to(engine.device).inputs)[: len(chunk)])
+        own = texts.take(chunk) if chunk else Texts([[pad_id]], side=texts.side)
+        outputs.append(then(engine(*own.padded(pad_id).to(engine.device).inputs)[: len(chunk)]))
     return torch.cat(outputs)[torch.argsort(torch.tensor(order, dtype=torch.int64, device=engine.device))]
 
 

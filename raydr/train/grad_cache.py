@@ -40,7 +40,7 @@ class Trainable(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def __call__(self, *inputs: Tensor | None) -> Any:
+    def __call__(self, *inputs: Tensor | str | None) -> Any:
         """Embeddings of `Tokens.inputs`: Float[Tensor, "text dim"]."""
         ...
 
@@ -94,9 +94,14 @@ def _labels(objective: EmbeddingObjective, batch: TrainBatch, device: torch.devi
     labels = batch.labels.to(device)
     if objective.gather:
         labels = join_labels(labels)
-    if objective.in_batch_teacher is None:
+    if objective.in_batch_teacher is None and not objective.reads_tokens:
         return labels
     queries, passages = (tokens.to(device) for tokens in batch.texts)
+    if objective.reads_tokens:
+        joined = [join_tokens(side) if objective.gather else side for side in (queries, passages)]
+        labels = dataclasses.replace(labels, query_tokens=joined[0], passage_tokens=joined[1])
+    if objective.in_batch_teacher is None:
+        return labels
     if objective.gather:
         queries = join_tokens(queries)
     with torch.no_grad():

@@ -38,6 +38,10 @@ class Labels:
     in_batch_teacher: Float[Tensor, "query passage"] | None = None
     """A teacher's score of every passage of the batch for every query, for objectives that distil in-batch pairs. It is
     of the batch the objective sees: where the batches of all workers are joined, of the joined one."""
+    query_tokens: Tokens | None = None
+    """The texts themselves, for objectives that read them (`EmbeddingObjective.reads_tokens`); as above, of the batch
+    the objective sees."""
+    passage_tokens: Tokens | None = None
 
     token_labels: Int[Tensor, "query query_token"] | None = None
     """The label of each token of each query, of texts that a tagger is trained on; padded with 0."""
@@ -131,6 +135,8 @@ class EmbeddingObjective(ABC):
     """
 
     gather: bool = True
+    reads_tokens: bool = False
+    """Whether the loss looks at the texts beside their embeddings: at `Labels.query_tokens` and `passage_tokens`."""
     in_batch_teacher: InBatchTeacher | None = None
     """Gives `Labels.in_batch_teacher`: each worker asks it about its own passages, for the queries of all."""
 

@@ -182,6 +182,28 @@ PAPERS: dict[str, dict[str, Any]] = {
         },
         "mine": {"dev_split": "dev"},
     },
+    "vdr": {  # github.com/jzhoubu/vsearch, conf/train/vdr_nq.yaml and conf/biencoder/vdr.yaml; vdr-nq's path name
+        "method": {
+            "semi": False,
+            "towers": "two",
+            "query_topk": 768,
+            "passage_topk": 768,
+            "train_topk": 768,
+            "max_query_tokens": 128,
+            "max_passage_tokens": 256,
+            "contrastive_mask": False,
+            "sides": "sum",
+            "num_negatives": 1,
+        },
+        "train": {
+            "batch_size": 256,
+            "learning_rate": 2e-5,
+            "schedule": "linear",
+            "weight_decay": 0.0,
+            "clip_norm": 2.0,
+        },
+        "mine": {"sources": ("bm25",)},
+    },
     "colbert": {  # arXiv 2004.12832, section 4.1
         "method": {"dimensions": 128, "normalize": True, "max_query_tokens": 32, "num_negatives": 1},
         "train": {"batch_size": 32, "learning_rate": 3e-6, "max_steps": 200000, "schedule": "constant"},

@@ -23,12 +23,21 @@ from raydr.methods.contrastive import InBatchContrastive
 from raydr.methods.cross_encoder import Ranking
 from raydr.methods.mw import MannWhitney
 from raydr.methods.tas_balanced import DualTeacher, TokenTeacher
+from raydr.methods.vdr import VdrConfig, VocabularyContrastive
 from raydr.train import grad_cache
 from raydr.train.config import TrainConfig
 from raydr.train.distributed import mean_over_workers
 from raydr.train.engine import Engine
 from raydr.train.objective import EmbeddingObjective, TrainBatch
-from tests.train.tiny import as_pairs, part_of, random_batch, tiny_colbert, tiny_cross_encoder, tiny_network
+from tests.train.tiny import (
+    as_pairs,
+    part_of,
+    random_batch,
+    tiny_colbert,
+    tiny_cross_encoder,
+    tiny_network,
+    tiny_towers,
+)
 
 CASES = [
     (stage, chunk_tokens, accumulation)
@@ -53,6 +62,9 @@ LABELLED = ("mw-mean", "mw-paper", "mw-cluster", "pair-teacher", "both-teachers"
 each worker's own queries, not of the joined batch."""
 LABELLED_CASES = [(name, stage, chunk_tokens) for name in LABELLED for stage, chunk_tokens in ((0, None), (2, 40))]
 
+TOWERS = [(stage, chunk_tokens) for stage in (0, 2, 3) for chunk_tokens in (None, 40)]
+"""Two towers, and a loss that reads the texts of the joined batch (VDR's)."""
+
 
 def gradients(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The gradient of every weight, from where the step began and where it ended."""
@@ -68,6 +80,9 @@ def objective_of(variant: str) -> EmbeddingObjective:
             within="cluster" if variant == "mw-cluster" else "batch",
             chunk_size=3,
         )
+    if variant == "vdr":
+        config = VdrConfig(semi=True, contrastive_mask=True, train_topk=8, sides="mean")
+        return VocabularyContrastive(config, shift=5, normalize=False, special=[])
     if variant == "ar2":
         return Adversarial(Ar2Config(score_scale=5.0))
     if variant in ("taught", "pair-teacher", "both-teachers"):
@@ -86,6 +101,10 @@ def batch_of(variant: str, number: int) -> TrainBatch:
     labels = dataclasses.replace(
         batch.labels, teacher_scores=scores, clusters=torch.tensor([0, 1, 0, 2, 1, 0, 2, 1]) + number
     )
+    if variant == "vdr":
+        queries, passages = batch.sides
+        queries, passages = queries._replace(side="query"), passages._replace(side="passage")
+        batch = dataclasses.replace(batch, queries=queries, passages=passages)
     return dataclasses.replace(batch, labels=labels)
 
 
@@ -130,6 +149,7 @@ def main(out: Path) -> None:
     cases += [(stage, None, 1, variant) for stage in SPLIT for variant in ("pairs", "clipped")]
     cases += [(stage, chunk, 1, "bfloat16") for stage, chunk in BFLOAT16]
     cases += [(stage, chunk, 1, variant) for variant, stage, chunk in LABELLED_CASES]
+    cases += [(stage, chunk, 1, "vdr") for stage, chunk in TOWERS]
     for stage, chunk_tokens, accumulation, variant in cases:
         is_pairs = variant == "pairs"
         settings = {"clip_norm": 0.0, **VARIANTS.get(variant, {})}
@@ -144,7 +164,8 @@ def main(out: Path) -> None:
             chunk_tokens=chunk_tokens,
             **settings,
         )
-        engine = Engine(tiny_cross_encoder() if is_pairs else tiny_network(), config, is_gpu=False)
+        build = {"pairs": tiny_cross_encoder, "vdr": tiny_towers}.get(variant, tiny_network)
+        engine = Engine(build(), config, is_gpu=False)
         objective = objective_of(variant)
         share = 8 // world_size
         found = []

@@ -12,8 +12,18 @@ from safetensors.torch import load_file
 
 from raydr.methods.contrastive import InBatchContrastive
 from tests.servers import free_port
-from tests.train.parity_worker import BFLOAT16, CASES, CLIP_NORM, LABELLED, LABELLED_CASES, SPLIT, TAUGHT, gradients
-from tests.train.tiny import random_batch, tiny_cross_encoder, tiny_network
+from tests.train.parity_worker import (
+    BFLOAT16,
+    CASES,
+    CLIP_NORM,
+    LABELLED,
+    LABELLED_CASES,
+    SPLIT,
+    TAUGHT,
+    TOWERS,
+    gradients,
+)
+from tests.train.tiny import random_batch, tiny_cross_encoder, tiny_network, tiny_towers
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +118,14 @@ def test_the_in_batch_teacher_sees_the_joined_batch(request, workers, stage, chu
 def test_labels_are_those_of_the_joined_batch(request, workers, name, stage, chunk_tokens):
     """Pairs across queries of different workers, clusters, and the scores of each query's own group."""
     assert not differences(request, workers, f"stage{stage}-chunk{chunk_tokens}-{name}", f"stage0-chunkNone-{name}")
+
+
+@pytest.mark.parametrize(("stage", "chunk_tokens"), TOWERS)
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
+def test_two_towers_and_a_loss_that_reads_the_texts(request, workers, stage, chunk_tokens):
+    start = tiny_towers().state_dict()
+    name, reference = f"stage{stage}-chunk{chunk_tokens}-vdr", "stage0-chunkNone-vdr"
+    assert not differences(request, workers, name, reference, start=start)
 
 
 def test_every_variant_has_a_loss_of_its_own(one_worker):

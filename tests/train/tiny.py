@@ -11,6 +11,8 @@ from raydr.data.examples import Example, ExampleSet, write_examples
 from raydr.models.colbert import ColBert
 from raydr.models.cross_encoder import CrossEncoder
 from raydr.models.dual_encoder import DualEncoder
+from raydr.models.towers import Towers
+from raydr.models.vocabulary import VocabularyTower
 from raydr.train.metrics import METRICS, read_metrics
 from raydr.train.objective import Labels, Tokens, TrainBatch
 from raydr.types import Passage, Query
@@ -51,6 +53,18 @@ def tiny_network(*, dropout: float = 0.0, seed: int = 0, normalize: bool = True)
         attention_probs_dropout_prob=dropout,
     )
     return DualEncoder(BertModel(config, add_pooling_layer=False), pooling="mean", normalize=normalize)
+
+
+def tiny_towers() -> Towers:
+    """Two towers over a vocabulary of 100, of which the first five are no words; one layer each."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(9)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BertConfig(vocab_size=100, max_position_embeddings=64, initializer_range=0.2, **sizes, **no_dropout)
+    queries, passages = (VocabularyTower(BertModel(config, add_pooling_layer=False), shift=5) for _ in range(2))
+    return Towers(queries=queries, passages=passages)
 
 
 def tiny_colbert() -> ColBert:
@@ -103,7 +117,7 @@ def part_of(batch: TrainBatch, start: int, end: int) -> TrainBatch:
 
     def cut(tokens: Tokens | None, rows: slice) -> Tokens:
         assert tokens is not None and tokens.mask is not None
-        return Tokens(tokens.ids[rows], tokens.mask[rows])
+        return Tokens(tokens.ids[rows], tokens.mask[rows], side=tokens.side)
 
     labels = Labels(batch.labels.passage_rows[passages], batch.labels.positive_rows[start:end])
     return TrainBatch(

@@ -17,12 +17,13 @@ export class ApiError extends Error {
 }
 
 /** The answer of POST /v1/search to one query. */
-export async function search({ query, picture, instruction, mode, k, rerank, filters }, signal) {
+export async function search({ query, picture, instruction, mode, k, rerank, explain, filters }, signal) {
   const body = { mode, k, on_shard_failure: "partial", fields: ["title", "text", "highlights", "metadata", "image"] };
   if (query) body.query = query;
   if (picture) body.image = picture.data;
   if (instruction && mode !== "bm25") body.instruction = instruction;
   if (rerank) Object.assign(body, { rerank: true, reranker: rerank, on_rerank_failure: "keep_order" });
+  if (explain && mode !== "bm25") body.explain = true;
   if (Object.keys(filters).length) body.filters = filters;
   return call("v1/search", { method: "POST", body: JSON.stringify(body), signal });
 }

@@ -1,7 +1,9 @@
 /* The search page: reads the form, asks the server, shows the answer, keeps the address in step with both.
-   state.js holds what is searched for, api.js talks to the server, render.js makes elements, pictures.js reads pictures. */
+   state.js holds what is searched for, api.js talks to the server, render.js and explain.js make elements, pictures.js
+   reads pictures. */
 
 import { ApiError, apiKey, search, served } from "./api.js";
+import { explanationElements } from "./explain.js";
 import { el, formatMs, hitElement, notice, showTimings } from "./render.js";
 import { NoPictureError, readPicture, watchFiles } from "./pictures.js";
 import { MODES, fits, fromAddress, toAddress } from "./state.js";
@@ -80,6 +82,7 @@ function showForm() {
   $("k").value = state.k;
   if (![...$("rerank").options].some((option) => option.value === state.rerank)) $("rerank").append(new Option(state.rerank));
   $("rerank").value = state.rerank;
+  $("explain").checked = state.explain;
   $("filters").replaceChildren(...Object.entries(state.filters).map(([field, value]) => {
     const shown = Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : value;
     const chip = el("button", { type: "button", title: "Remove this filter" }, `${field}: ${shown}`);
@@ -122,7 +125,9 @@ function showAnswer(answer, roundTripMs) {
     $("q").focus();
   };
   $("results").classList.toggle("gallery", hits.some((hit) => hit.image));
-  $("results").replaceChildren(...hits.map((hit, i) => hitElement(hit, i + 1, onFilter, onPicture)));
+  $("results").replaceChildren(...hits.map((hit, i) => {
+    return hitElement(hit, i + 1, onFilter, onPicture, explanationElements(hit.explanation));
+  }));
   const notReranked = answer.reranking && !answer.reranking.applied
     ? `${answer.reranking.reason}. These are the hits in their first order.` : "";
   if (answer.partial) {
@@ -226,6 +231,7 @@ async function showServed() {
   $("choose").hidden = !readsPictures();
   document.body.classList.toggle("reads-pictures", readsPictures()); // of hits that came before this was known, too
   $("instructed").hidden = !model.reads_instructions;
+  $("explains").hidden = !model.explains;
   showModes();
 }
 
@@ -243,7 +249,7 @@ function move(step) {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const { key, target } = event;
-  const typing = target.matches("input:not([type=radio], [type=file]), select");
+  const typing = target.matches("input:not([type=radio], [type=checkbox], [type=file]), select");
   const hasOwnArrows = target.matches("[type=radio], select, .full");
   if (key === "/" && !typing) $("q").select();
   else if (key === "Escape" && (target === $("q") || !typing)) {
@@ -261,7 +267,7 @@ form.addEventListener("submit", (event) => {
 });
 form.addEventListener("change", (event) => {
   if ([$("q"), $("instruction"), $("file")].includes(event.target)) return;
-  go({ ...typed(), mode: form.elements.mode.value, k: Number($("k").value), rerank: $("rerank").value });
+  go({ ...typed(), mode: form.elements.mode.value, k: Number($("k").value), rerank: $("rerank").value, explain: $("explain").checked });
 });
 $("remove").addEventListener("click", () => {
   go({ ...typed(), picture: null });

@@ -10,8 +10,8 @@ export function el(tag, properties = {}, ...children) {
 }
 
 /** One result. `onFilter(field, value)` is called when a metadata chip is pressed, `onPicture(picture)` when its picture
-    is to be searched with. */
-export function hitElement(hit, rank, onFilter, onPicture) {
+    is to be searched with; `why` are elements that stand below the text. */
+export function hitElement(hit, rank, onFilter, onPicture, why = []) {
   const text = [...hit.text]; // the server counts highlights in code points, JavaScript strings in UTF-16 units
   const { title: inTitle = [], text: inText = [], snippet = [0, text.length] } = hit.highlights ?? {};
   const textId = `text-${rank}`;
@@ -31,7 +31,7 @@ export function hitElement(hit, rank, onFilter, onPicture) {
     el("span", { className: "score", title: scoreTitle(hit) }, formatScore(hit.score)));
   const id = hit.title && !hit.title.startsWith(hit.id) ? [el("p", { className: "id" }, hit.id)] : [];
   const below = chips(hit.metadata ?? {}, onFilter);
-  const item = el("li", { className: "hit", dataset: { id: hit.id } }, head, ...id, body, below);
+  const item = el("li", { className: "hit", dataset: { id: hit.id } }, head, ...id, body, ...why, below);
   if (hit.image) {
     item.classList.add("pictured");
     item.prepend(pictureOf(hit));

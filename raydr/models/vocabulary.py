@@ -1,0 +1,158 @@
+"""A text as weights over the words of a language model's vocabulary: VDR's encoder, and its sparse and binary views.
+
+A position's hidden state is normalised anew and multiplied with the input word embeddings, from `shift` on; every
+dimension keeps its highest value over all positions, and elu1p makes it positive. Dimension j is token id j + shift.
+Notable: `[text, token, vocab]` is never whole: the maximum is taken over a few positions at a time, and the backward
+pass goes to the position that won, which the forward pass has noted. Logits are computed in the precision of the
+weights, all else in float32. Source: Zhou et al. 2024 (arXiv 2212.07699).
+
+    tower = VocabularyTower(AutoModel.from_pretrained(path), shift=999)
+    weights = tower(input_ids, attention_mask)
+    sparse = weights * (top_mask(weights, 768) | bag_of_tokens(input_ids, shift=999, num_dims=tower.num_dims))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+MAX_LOGITS = 2**26
+"""Logits that are in memory at once, of all texts of a batch together (128 MB in bfloat16)."""
+
+
+def elu1p(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """ELU + 1, which is x + 1 above 0 and e^x below: positive everywhere, with a gradient everywhere (`elu(x) + 1` is 0
+    from -17 on, in float32).
+    """
+    return torch.where(logits > 0, logits + 1, logits.clamp(max=0).exp())
+
+
+class VocabularyTower(nn.Module):
+    """A transformer whose embeddings are weights of the vocabulary's words, all of them positive.
+
+    Args:
+        transformer: a transformers model whose output has `last_hidden_state`, and which has word embeddings.
+        shift: word ids below it have no dimension (padding, special and unused tokens).
+        normalize: whether embeddings have length 1 (VDR: no for texts, yes across modalities).
+        pools_padding: whether padding takes part in the maximum, as in the released checkpoints: a text's weights then
+            depend on the batch it is in.
+        max_logits: how many logits are in memory at once.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        *,
+        shift: int,
+        normalize: bool = False,
+        pools_padding: bool = False,
+        max_logits: int = MAX_LOGITS,
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.shift, self.normalize, self.pools_padding = shift, normalize, pools_padding
+        self.max_logits = max_logits
+        self.norm = nn.LayerNorm(self._words.shape[1])
+
+    @property
+    def _words(self) -> Tensor:
+        """The word embeddings, which are trained as output weights as well."""
+        transformer: Any = self.transformer
+        return transformer.get_input_embeddings().weight
+
+    @property
+    def num_dims(self) -> int:
+        transformer: Any = self.transformer
+        return transformer.config.vocab_size - self.shift
+
+    def forward(
+        self, input_ids: Int[Tensor, "text token"], attention_mask: Int[Tensor, "text token"] | None = None
+    ) -> Float[Tensor, "text vocab"]:
+        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        words = self._words[self.shift :]
+        hidden = self.norm(hidden.to(self.norm.weight.dtype)).to(words.dtype)
+        mask = None if self.pools_padding else attention_mask
+        at_once = max(1, self.max_logits // max(1, len(hidden) * len(words)))
+        best: Any = _HighestOverPositions.apply(hidden, words, mask, at_once)
+        weights = elu1p(best.float())  # monotone, so it makes no difference that it comes after the maximum
+        return functional.normalize(weights, dim=1) if self.normalize else weights
+
+
+class _HighestOverPositions(torch.autograd.Function):
+    """`(hidden @ words.T).amax(dim=1)` over the positions whose mask is 1, `at_once` positions at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "text token dim"],
+        words: Float[Tensor, "vocab dim"],
+        mask: Int[Tensor, "text token"] | None,
+        at_once: int,
+    ) -> Float[Tensor, "text vocab"]:
+        num_texts, num_tokens, _ = hidden.shape
+        best = hidden.new_full((num_texts, len(words)), float("-inf"))
+        place = torch.zeros_like(best, dtype=torch.int32)
+        for start, end in _spans(num_tokens, at_once):
+            logits = hidden[:, start:end] @ words.T
+            if mask is not None:
+                logits.masked_fill_(mask[:, start:end, None] == 0, float("-inf"))
+            top, position = logits.max(dim=1)
+            is_better = top > best
+            best = torch.where(is_better, top, best)
+            place = torch.where(is_better, (position + start).int(), place)
+        ctx.save_for_backward(hidden, words, place)
+        ctx.at_once = at_once
+        return best
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        hidden, words, place = ctx.saved_tensors
+        of_hidden = torch.empty_like(hidden)
+        trains_words = ctx.needs_input_grad[1]  # not where only adapters are trained
+        of_words = torch.zeros_like(words, dtype=torch.float32) if trains_words else None
+        for start, end in _spans(hidden.shape[1], ctx.at_once):
+            own = (place >= start) & (place < end)
+            of_logits = gradient.new_zeros(len(hidden), end - start, len(words))
+            column = (place - start).clamp(0, end - start - 1).long()
+            of_logits.scatter_(1, column[:, None], (gradient * own)[:, None])
+            of_hidden[:, start:end] = of_logits @ words
+            if of_words is not None:
+                of_words += of_logits.flatten(0, 1).T @ hidden[:, start:end].flatten(0, 1)
+        return of_hidden, None if of_words is None else of_words.to(words.dtype), None, None
+
+
+def _spans(num_tokens: int, at_once: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, num_tokens, at_once):
+        yield start, min(start + at_once, num_tokens)
+
+
+def top_mask(weights: Float[Tensor, "text vocab"], k: int) -> Bool[Tensor, "text vocab"]:
+    """Where the `k` largest weights of each text are (all of them, where there are no more)."""
+    mask = torch.zeros_like(weights, dtype=torch.bool)
+    return mask.scatter_(1, weights.topk(min(k, weights.shape[1]), dim=1).indices, value=True)
+
+
+def bag_of_tokens(
+    ids: Int[Tensor, "text token"],
+    mask: Int[Tensor, "text token"] | None = None,
+    *,
+    shift: int,
+    num_dims: int,
+    special: Collection[int] = (),
+) -> Bool[Tensor, "text vocab"]:
+    """Which words a text has, however often: its bag of tokens, without padding and the ids `special`."""
+    counted = ids >= shift
+    if mask is not None:
+        counted = counted & (mask != 0)
+    if special:
+        counted = counted & ~torch.isin(ids, torch.tensor(sorted(special), device=ids.device))
+    # What does not count goes to a column of its own, which is cut off.
+    columns = torch.where(counted, ids - shift, num_dims)
+    bag = torch.zeros(len(ids), num_dims + 1, dtype=torch.bool, device=ids.device)
+    return bag.scatter_(1, columns, value=True)[:, :num_dims]
