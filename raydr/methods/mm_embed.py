@@ -8,7 +8,7 @@ steered by an instruction:
    C1: of another modality than the instruction asks for, ranked above the positive;
    C2: of the right modality, ranked below 45
 3. M^hard: train with one more negative for each query, drawn from C1 or C2 with equal probability
-4. MM-Embed: go on with text retrieval mixed in, each batch of one kind
+4. MM-Embed: go on with text retrieval mixed in, each batch either of a text task or of the mixture of the others
 
 | equation | function |
 | --- | --- |
@@ -90,6 +90,9 @@ class MMEmbed(MultimodalMethod):
         """Steps that go on with text retrieval mixed in (about 4,500 in the paper); 0: none."""
         text_tasks: tuple[str, ...] = ()
         """Tasks of text retrieval, which only the last stage trains on."""
+        text_batches: Literal["kind", "task"] = "kind"
+        """Of what a batch of the last stage is: of one text task or of the mixture of all others (`kind`), where
+        passages of another modality stay among the negatives; or of one task, whichever it is (`task`)."""
 
     config: Config
 
@@ -99,8 +102,11 @@ class MMEmbed(MultimodalMethod):
     def build_batches(self, examples: ExampleSet, *, batch_size: int, seed: int) -> BatchSampler:
         config = self.config
         if config.stage == "text":
+            tasks = {examples.task(row) or "" for row in range(len(examples))}
+            others = tasks.difference(config.text_tasks)
             return HomogeneousBatches(
                 examples,
+                joined_tasks=[others] if config.text_batches == "kind" else [],
                 batch_size=batch_size,
                 seed=seed,
                 wrong_modality_share=config.wrong_modality_share,

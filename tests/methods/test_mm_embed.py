@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from raydr.artifacts import write_artifact
+from raydr.data.examples import Example, ExampleSet, ExampleWriter, QueryLabels, passage_table
 from raydr.encoders.multimodal import MultimodalEncoder
 from raydr.methods.clip import Clip
 from raydr.methods.mm_embed import MMEmbed, QueryToCandidate
@@ -109,3 +113,22 @@ def test_it_learns_which_picture_is_meant(tmp_path, which):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.05 < losses[0]
+
+
+@pytest.mark.parametrize("batches", ["kind", "task"])
+def test_the_last_stage_keeps_text_tasks_apart(folder, tmp_path, batches):
+    """Other tasks share batches, so that passages of other modalities stay among the negatives; or do not."""
+    names = [*["text"] * 40, *["find a picture"] * 40, *["name it"] * 40]
+    examples = [Example(Query(f"q{n}", "x"), ["p0"], ["p1"], negative_sources=["model"]) for n in range(len(names))]
+    tasks = {f"q{n}": name for n, name in enumerate(names)}
+    with (
+        write_artifact(tmp_path / "out", kind="examples", config={}),
+        ExampleWriter(tmp_path / "out", labels=QueryLabels(tasks=tasks)) as writer,
+    ):
+        writer.add(examples, passage_table([Passage("p0", "x"), Passage("p1", "y")]))
+    found = ExampleSet.open(tmp_path / "out")
+    own = method(folder, stage="text", text_tasks=("text",), text_batches=batches)
+    drawn = islice(own.build_batches(found, batch_size=16, seed=0), 60)
+    seen = {frozenset(found.task(group.query) for group in batch) for batch in drawn}
+    apart = {frozenset({"find a picture"}), frozenset({"name it"})}
+    assert seen == {frozenset({"text"}), *(apart if batches == "task" else {frozenset({"find a picture", "name it"})})}
