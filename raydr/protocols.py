@@ -61,7 +61,7 @@ class Index(Protocol):
 
     def add(self, passage_ids: Sequence[str], embeddings: Embeddings) -> None: ...
 
-    def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " row"] | None = None) -> TopK:
+    def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
         """The `k` best rows per query, only among rows where `allowed` is true (None: all rows)."""
         ...
 

@@ -105,7 +105,7 @@ class Postings:
         return int(self._columns.nnz)
 
     def search(
-        self, embeddings: Embeddings, k: int, *, ids_of: IdsOf, allowed: Bool[np.ndarray, " row"] | None = None
+        self, embeddings: Embeddings, k: int, *, ids_of: IdsOf, allowed: Bool[np.ndarray, " passage"] | None = None
     ) -> TopK:
         """The `k` best rows per query (by inner product, ties by id), only among `allowed` rows that share a dimension
         with it.
@@ -166,7 +166,7 @@ class SparseIndex:
         self._postings = Postings.of(self._embeddings, weight_type="float32")
         self._ids += passage_ids
 
-    def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " row"] | None = None) -> TopK:
+    def search(self, embeddings: Embeddings, k: int, *, allowed: Bool[np.ndarray, " passage"] | None = None) -> TopK:
         """The `k` best rows per query, ties by passage id, of those that share a dimension with it."""
         if self._postings is None:
             return empty(shape_of(embeddings)[0], k)

@@ -129,7 +129,7 @@ class Shard:
         self,
         embeddings: Embeddings,
         k: int,
-        allowed: Bool[np.ndarray, " row"] | None = None,
+        allowed: Bool[np.ndarray, " passage"] | None = None,
         *,
         parameters: SearchParameters | None = None,
     ) -> TopK:

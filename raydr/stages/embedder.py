@@ -18,7 +18,6 @@ from scipy.sparse import csr_array
 from raydr.data.passages import passages_of
 from raydr.encoders.factory import BuildEncoder
 from raydr.encoders.token_batches import EncoderStats
-from raydr.protocols import Encoder
 from raydr.stages.columns import require_columns
 from raydr.types import DIMS, EMBEDDING, PASSAGE_ID, POSITION, TEXT, WEIGHTS, WeightType
 
@@ -73,12 +72,12 @@ class Embedder:
         self.seconds += seconds
 
 
-def weight_type_of(encoder: Encoder) -> WeightType | None:
+def weight_type_of(encoder: object) -> WeightType | None:
     """How the weights of an encoder's sparse embeddings are stored; None: its embeddings are dense."""
     return getattr(_inner(encoder), "weight_type", None)
 
 
-def _inner(encoder: Encoder) -> Any:
+def _inner(encoder: object) -> Any:
     """The encoder that a method's encoder wraps."""
     return getattr(encoder, "inner", encoder)
 

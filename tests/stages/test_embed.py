@@ -20,7 +20,7 @@ from raydr.data.config import DataConfig
 from raydr.data.corpus import Corpus
 from raydr.data.ingest import ingest
 from raydr.encoders.factory import EncoderFactory
-from raydr.errors import ArtifactError, ConfigError, DataError
+from raydr.errors import ArtifactError, DataError
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embed import check_complete, embed_corpus
 from raydr.stages.embed_on_ray import CHECKPOINTS, embed_stage
@@ -268,16 +268,3 @@ def test_the_other_runtimes_leftovers_are_not_trusted(corpus, tmp_path, capsys):
     embed(corpus, out)
     assert "starting over" in capsys.readouterr().err
     assert len(table_of(out)[0]) == NUM_PASSAGES
-
-
-def test_sparse_encoders_are_refused(corpus, tmp_path):
-    from scipy.sparse import csr_array
-
-    class Sparse:
-        dim, version = 8, "sparse"
-
-        def encode_passages(self, passages):
-            return csr_array((len(passages), 8), dtype=np.float32)
-
-    with pytest.raises(ConfigError, match="gives sparse ones"):
-        embed_corpus(corpus, Sparse, EmbedConfig(), tmp_path / "embed", use_ray=False, method=ZERO_SHOT)
