@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from raydr.cli_actions import add_data, add_reproductions, add_update, command, location
 from raydr.errors import ConfigError, RaydrError
 from raydr.verbs import deja_vu_options
 from raydr.version import __version__
@@ -119,35 +120,23 @@ def build_parser() -> argparse.ArgumentParser:
         _add_verb(commands, verb, help_text)
     _add_serve(commands)
     deja_vu_options.add_options(
-        _command(commands, "deja-vu", deja_vu_options.run, deja_vu_options.HELP, deja_vu_options.EPILOG)
+        command(commands, "deja-vu", deja_vu_options.run, deja_vu_options.HELP, deja_vu_options.EPILOG)
     )
-    _add_update(commands)
-    _add_data(commands)
-    _add_reproductions(commands)
+    add_update(commands)
+    add_data(commands)
+    add_reproductions(commands)
     _add_plan(commands)
     _add_doctor(commands)
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, help_text: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=help_text,
-        description=help_text[0].upper() + help_text[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_verb(commands: Any, verb: str, help_text: str) -> None:
-    parser = _command(commands, verb, _run_verb, help_text, _VERB_EPILOG)
+    parser = command(commands, verb, _run_verb, help_text, _VERB_EPILOG)
     parser.set_defaults(verb=verb)
     if verb == "search":
         parser.set_defaults(run=_run_search)
         parser.add_argument("config", metavar="QUERY|CONFIG", help="words to search for, or a YAML config")
-        parser.add_argument("--index", type=_location, default=DEMO_INDEX, help="index to search (default: the demo's)")
+        parser.add_argument("--index", type=location, default=DEMO_INDEX, help="index to search (default: the demo's)")
         parser.add_argument("-k", type=int, default=5, help="number of results (default: 5)")
         parser.add_argument("--mode", choices=["dense", "bm25", "hybrid"], default="dense", help="default: dense")
     elif verb == "evaluate":
@@ -165,14 +154,14 @@ def _add_verb(commands: Any, verb: str, help_text: str) -> None:
 
 def _add_demos(commands: Any) -> None:
     again = "A second run reuses what is finished. Stop the server with Ctrl-C."
-    documents = _command(
+    documents = command(
         commands,
         "demo",
         _run_demo,
         "search the documentation of the packages installed here: embed, index, evaluate, serve",
         again,
     )
-    pictures = _command(
+    pictures = command(
         commands,
         "demo-images",
         _run_demo_images,
@@ -190,74 +179,21 @@ def _add_demos(commands: Any) -> None:
 
 
 def _add_serve(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "serve",
         _run_serve,
         "serve an index: the search page and the HTTP API",
         "For replicas, autoscaling, API keys and limits use a Serve config: serve run serve_configs/search.yaml",
     )
-    which = {"type": _location, "default": DEMO_INDEX}
+    which = {"type": location, "default": DEMO_INDEX}
     parser.add_argument("index", nargs="?", **which, help="index to serve (default: the demo's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
 
 
-def _add_update(commands: Any) -> None:
-    parser = _command(commands, "update", None, "change an index that is in use: add, delete, compact, show")
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    show = _command(actions, "show", _run_update_show, "what an index holds")
-    add = _command(actions, "add", _run_update_add, "add the embedded corpus of another run as new shards")
-    delete = _command(actions, "delete", _run_update_delete, "delete passages; they are never found again")
-    compact = _command(actions, "compact", _run_update_compact, "rewrite shards without their deleted passages")
-    for action in (show, add, delete, compact):
-        action.add_argument("index", type=_location, help="the index, such as OUT/index")
-    add.add_argument("run_folder", metavar="NEW", type=_location, help="folder of a run: raydr embed CONFIG out=NEW")
-    add.add_argument("--replace", action="store_true", help="passages that are there already are replaced")
-    delete.add_argument("ids", nargs="+", metavar="ID", help="passage ids")
-    delete.add_argument("--missing-ok", action="store_true", help="ids that are not there are no error")
-
-
-def _add_data(commands: Any) -> None:
-    parser = _command(commands, "data", None, "check and convert files of training examples")
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    validate = _command(
-        actions, "validate", _run_validate, "check every line; name file, line and field of what is wrong"
-    )
-    convert = _command(actions, "convert", _run_convert, "write training examples in the format of another tool")
-    for action in (validate, convert):
-        action.add_argument("source", help="a JSONL file of training examples")
-        action.add_argument("--from", dest="source_format", default="auto", help="its format (default: recognised)")
-        action.add_argument("--corpus", help="the corpus, where examples name passages by id")
-        action.add_argument("--queries", help="the queries, where examples name them by id")
-    convert.add_argument("target", type=Path, help="file to write")
-    convert.add_argument(
-        "--to", dest="target_format", required=True, help="format to write; docs/data_formats.md has all"
-    )
-    convert.add_argument("--target-corpus", type=Path, help="where the passages go, where the target names them by id")
-    convert.add_argument("--qrels", help="judgements that turn candidates into positives and negatives")
-    convert.add_argument("--rejects", type=Path, help="leave bad lines out, and list them in this file")
-
-
-def _add_reproductions(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "reproductions",
-        None,
-        "run the published numbers again and compare",
-        "The rows are docs/reproductions.yaml; collections are looked for in RAYDR_DATA.",
-    )
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    run = _command(actions, "run", _run_reproductions, "run rows and check their scores against what is expected")
-    run.add_argument("ids", nargs="*", metavar="ID", help="rows to run (default: all)")
-    run.add_argument("--data", type=Path, help="folder of the collections (default: RAYDR_DATA)")
-    run.add_argument("--out", type=Path, help="keep the runs in this folder")
-    _command(actions, "check", _run_reproductions_check, "is docs/reproductions.md what the rows say?")
-    _command(actions, "render", _run_reproductions_render, "write docs/reproductions.md from the rows")
-
-
 def _add_plan(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "plan",
         _run_plan,
@@ -273,10 +209,10 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    parser = _command(commands, "doctor", _run_doctor, "check this machine and say what is missing")
+    parser = command(commands, "doctor", _run_doctor, "check this machine and say what is missing")
     parser.add_argument("--ray", action="store_true", help="also start a small Ray cluster and run a task on it")
     parser.add_argument(
-        "--verify", type=_location, metavar="DIR", help="compare all artifacts in DIR with their checksums"
+        "--verify", type=location, metavar="DIR", help="compare all artifacts in DIR with their checksums"
     )
     parser.add_argument("--output", choices=["text", "json"], default="text", help="form of the result on stdout")
 
@@ -320,17 +256,6 @@ def _verb_function(verb: str) -> Any:
     return getattr(import_module(f"raydr.verbs.{verb}"), verb)
 
 
-def _location(text: str) -> Path:
-    """A path, or the place of a bucket's URL."""
-    from raydr.errors import ConfigError
-    from raydr.storage import place
-
-    try:
-        return place(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _warn_of_paths_inside_a_job(out: Path) -> None:
     if "runtime_resources" in str(Path.cwd()) and not out.is_absolute():
         print(
@@ -360,7 +285,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.config.endswith((".yaml", ".yml")) or "=" in arguments.config:
         return _run_verb(arguments)
     settings = [word for word in arguments.overrides if "=" in word]
-    runs = [_location(word) for word in arguments.overrides if "=" not in word]
+    runs = [location(word) for word in arguments.overrides if "=" not in word]
     if not runs:
         raise ConfigError("name the run files to measure: raydr evaluate qrels.txt run.trec [run.trec ...] [key=value]")
     from raydr.config import load
@@ -397,92 +322,6 @@ def _run_serve(arguments: argparse.Namespace) -> int:
     from raydr.verbs.serve import serve_until_interrupted
 
     serve_until_interrupted(arguments.index, host=arguments.host, port=arguments.port)
-    return 0
-
-
-def _run_update_show(arguments: argparse.Namespace) -> int:
-    from raydr.verbs.update import describe
-
-    print(describe(arguments.index))
-    return 0
-
-
-def _run_update_add(arguments: argparse.Namespace) -> int:
-    from raydr.verbs.update import add
-
-    add(arguments.index, arguments.run_folder, replace=arguments.replace)
-    return _run_update_show(arguments)
-
-
-def _run_update_delete(arguments: argparse.Namespace) -> int:
-    from raydr.index.store import delete
-
-    delete(arguments.index, arguments.ids, missing_ok=arguments.missing_ok)
-    return _run_update_show(arguments)
-
-
-def _run_update_compact(arguments: argparse.Namespace) -> int:
-    from raydr.index.store import compact
-
-    compact(arguments.index)
-    return _run_update_show(arguments)
-
-
-def _run_validate(arguments: argparse.Namespace) -> int:
-    from raydr.data.training_formats import validate
-
-    checked = validate(arguments.source, arguments.source_format, corpus=arguments.corpus, queries=arguments.queries)
-    for problem in checked.problems:
-        print(problem)
-    for field, count in checked.unread.items():
-        print(f"note: {field} is not used by raydr ({count} examples)")
-    print(f"{arguments.source}: {checked.format}, {checked.num_examples} examples, {len(checked.problems)} bad lines")
-    return 1 if checked.problems else 0
-
-
-def _run_convert(arguments: argparse.Namespace) -> int:
-    from raydr.data.training_formats import convert
-
-    done = convert(
-        arguments.source,
-        arguments.target,
-        arguments.target_format,
-        source_format=arguments.source_format,
-        corpus=arguments.corpus,
-        queries=arguments.queries,
-        target_corpus=arguments.target_corpus,
-        qrels=arguments.qrels,
-        rejects=arguments.rejects,
-    )
-    for lost, count in done.losses.items():
-        print(f"note: {arguments.target_format} has no place for {lost}; lost in {count} examples", file=sys.stderr)
-    if done.num_rejected:
-        print(f"{done.num_rejected} bad lines left out, listed in {arguments.rejects}", file=sys.stderr)
-    print(f"{arguments.target}: {done.num_records} records from {done.num_examples} examples ({done.source_format})")
-    return 0
-
-
-def _run_reproductions(arguments: argparse.Namespace) -> int:
-    from raydr.evaluation.reproduction_runner import run_rows
-
-    outcomes = []
-    for outcome in run_rows(arguments.ids, data=arguments.data, out=arguments.out):
-        print(f"{outcome.status:<10} {outcome.row.id}: {outcome.message}", flush=True)
-        outcomes.append(outcome)
-    return 1 if any(outcome.status in {"differs", "failed"} for outcome in outcomes) else 0
-
-
-def _run_reproductions_check(_: argparse.Namespace) -> int:
-    from raydr.evaluation.reproductions import check_page
-
-    check_page()
-    return 0
-
-
-def _run_reproductions_render(_: argparse.Namespace) -> int:
-    from raydr.evaluation.reproductions import read_rows, write_page
-
-    write_page(read_rows())
     return 0
 
 

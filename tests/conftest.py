@@ -143,3 +143,14 @@ def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return made[kind]
 
     return build
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For a network so small, threads that wait for each other take longer than the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -311,7 +311,7 @@ def _memory(precision: str) -> dict[str, str]:
     The jemalloc in Ray's wheel for Linux does that, and is made not to fall to pieces as the lengths of batches change.
     Large blocks it would give back at once, but for `oversize_threshold` (W9 in benchmarks/results.md has both).
     In bfloat16 oneDNN makes a kernel, with memory of its own, for each shape that it meets, and keeps a thousand of
-    them: 16 GB after 160 steps of texts and pictures. There it keeps few, and memory goes back after ten seconds.
+    them, so memory would grow with every new length. There it keeps few, and memory goes back after ten seconds.
     """
     import ray
 

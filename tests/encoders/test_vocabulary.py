@@ -19,7 +19,7 @@ from raydr.errors import ConfigError
 from raydr.models.towers import Towers, towers_of
 from raydr.types import Hit, Passage, Query
 from tests.contracts import check_encoder
-from tests.train.tiny import tiny_checkpoint
+from tests.train.tiny import moved_towers, tiny_checkpoint
 
 PASSAGES = [
     Passage("a", "A small furry animal that purrs and purrs.", "Cat"),
@@ -32,16 +32,7 @@ QUERIES = [Query("q", "which pet purrs"), Query("r", "planets")]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """A trained-looking checkpoint: two towers that differ, norms that are not new."""
-    folder = tmp_path_factory.mktemp("vdr")
-    start = str(tiny_checkpoint(folder / "start"))
-    network = load_towers(start, towers="two")
-    torch.manual_seed(4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    (folder / "model").mkdir()
-    save_towers(network, start, folder / "model")
-    return str(folder / "model")
+    return moved_towers(tmp_path_factory.mktemp("vdr"))
 
 
 def encoder(model: str, **settings: Any) -> VocabularyEncoder:

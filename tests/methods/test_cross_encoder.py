@@ -75,15 +75,6 @@ def test_texts_that_are_no_pairs_are_refused():
         Ranking("listwise")(FirstToken(), random_batch(2, 2, seed=0))
 
 
-@pytest.fixture
-def one_thread():
-    """For a network so small, threads that wait for each other take longer than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("loss", ["listwise", "pointwise"])
 def test_learns_a_small_set_and_hands_on_what_it_learned(tmp_path, one_thread, loss):
     """From nothing to every positive first in its group; the reranker that is served gives the same order."""

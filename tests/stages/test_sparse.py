@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from raydr.artifacts import Artifact
 from raydr.config import Component
@@ -17,7 +16,6 @@ from raydr.data.config import DataConfig
 from raydr.data.corpus import Corpus
 from raydr.data.ingest import ingest, ingest_queries
 from raydr.encoders.factory import EncoderFactory
-from raydr.encoders.vocabulary_weights import load_towers, save_towers
 from raydr.errors import ArtifactError, ConfigError
 from raydr.evaluation.trec import read_run
 from raydr.index import store
@@ -32,7 +30,7 @@ from raydr.stages.embed import embed_corpus
 from raydr.stages.mine import mine_negatives, training_data
 from raydr.stages.search import search_corpus
 from tests.conftest import write_beir
-from tests.train.tiny import tiny_checkpoint
+from tests.train.tiny import moved_towers
 
 VDR = "raydr.methods.vdr:Vdr"
 K = 10
@@ -40,16 +38,7 @@ K = 10
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    start = str(tiny_checkpoint(folder / "start", layers=1, hidden=16))
-    network = load_towers(start, towers="two")
-    torch.manual_seed(4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    (folder / "vdr").mkdir()
-    save_towers(network, start, folder / "vdr")
-    return str(folder / "vdr")
+    return moved_towers(tmp_path_factory.mktemp("vdr"), layers=1, hidden=16)
 
 
 @pytest.fixture(scope="module")

@@ -90,14 +90,6 @@ def test_every_token_of_a_word_has_the_words_label():
     assert texts.labels == [[0, *[1 << 1] * (len(texts.ids[0]) - 4), outside, 1 << 5, 0]]
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def learnt(folder, sources, steps=150) -> str:
     """The folder of a tiny tagger trained on all texts of the sources at once."""
     examples = tagged_examples(sources, folder / "examples", noise=NoiseConfig(copies=0))

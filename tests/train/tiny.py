@@ -175,3 +175,22 @@ def tiny_checkpoint(folder: Path, *, layers: int = 2, hidden: int = 48, seed: in
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def moved_towers(folder: Path, **settings: Any) -> str:
+    """The folder of two towers of VDR's that differ, as trained ones do, with norms that are not new; `settings` are
+    those of the tiny checkpoint that both start from.
+    """
+    import torch
+
+    from raydr.encoders.vocabulary_weights import load_towers, save_towers
+
+    start = str(tiny_checkpoint(folder / "start", **settings))
+    network = load_towers(start, towers="two")
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    (folder / "model").mkdir()
+    save_towers(network, start, folder / "model")
+    return str(folder / "model")
