@@ -26,6 +26,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # how long Ray Train takes to see that workers are done
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process more per training; nobody preempts this machine
+# With Ray's own 15, workers starve beside the tests of the other process.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, which is how Ray spells it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -82,7 +84,7 @@ def ray_cluster() -> Iterator[str]:
         include_dashboard=True,
         dashboard_port=0,
         object_store_memory=300_000_000,
-        _system_config={"metrics_report_interval_ms": 1000},  # tests that read them wait for no more than that
+        _system_config={"metrics_report_interval_ms": 2000},  # tests that read them wait for no more than that
         log_to_driver=False,
         logging_level=logging.WARNING,
     )

@@ -28,7 +28,7 @@ def submitted_to(cluster: Mapping[str, str], script: str, settings: list[str]) -
     client, gcs = str(Path(sys.executable).parent / "ray"), cluster["RAY_ADDRESS"]
     command = [client, "job", "submit", "--working-dir", ".", "--", "env", f"RAY_ADDRESS={gcs}", sys.executable, script]
     place = {**os.environ, **cluster}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         done = subprocess.run(
             [*command, *settings], cwd=REPOSITORY, env=place, capture_output=True, text=True, timeout=500

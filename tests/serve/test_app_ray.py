@@ -73,10 +73,11 @@ class Server:
         }
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
 
-    def wait_for(self, version: str, timeout_s: float = 120) -> None:
+    def wait_for(self, version: str, timeout_s: float = 240) -> None:
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            response = self.http.get("/ready")  # until the application runs, Serve's proxy answers 404 in plain text
+        while (left_s := deadline - time.monotonic()) > 0:
+            # Until the application is known, Serve's proxy answers 404 in plain text; then, as soon as it runs.
+            response = self.http.get("/ready", timeout=left_s)
             if response.status_code == 200 and response.json()["index_version"] == version:
                 return
             time.sleep(0.1)
@@ -88,7 +89,8 @@ class Server:
         return response.json()
 
 
-LAYOUTS = {"apart": (False, 1), "colocated": (True, 1), "replicated": (False, 2)}
+LAYOUTS = {"colocated": (True, 1), "replicated": (False, 2)}
+"""Whether all parts are in one process, and how many of each; one of each is what the other tests here deploy."""
 
 
 @pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
@@ -99,10 +101,12 @@ def server(request, ray_cluster, animals, tmp_path_factory):
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     colocate, num_replicas = request.param
     server = Server(port, animals, colocate=colocate, num_replicas=num_replicas)
-    server.deploy(animals)
-    server.wait_for(IndexReader.open(animals).version)
-    yield server
-    serve.shutdown()
+    try:
+        server.deploy(animals)
+        server.wait_for(IndexReader.open(animals).version)
+        yield server
+    finally:  # or the next test's server would be this one
+        serve.shutdown()
 
 
 def _expected(index: Path, texts: list[str], k: int) -> tuple[str, dict[str, list[tuple[str, float]]]]:
