@@ -33,7 +33,7 @@ from interleaved import markdown, write
 from methods import split_by_passage
 
 from raydr.artifacts import open_artifact
-from raydr.config import Component, load
+from raydr.config import Component, load, part_of
 from raydr.data.corpus import Corpus
 from raydr.encoders.checkpoint import locate
 from raydr.encoders.factory import EncoderFactory
@@ -117,10 +117,7 @@ def cased(method: Component, out: Path) -> Any:
     file.write_text(json.dumps(spec))
     known = json.loads((folders["model"] / SETTINGS).read_text())
     (folders["model"] / SETTINGS).write_text(json.dumps({**known, "lowercase": False}))
-    settings = FeedbackInput(
-        **{name: getattr(built.config, name) for name in FeedbackInput.model_fields if name != "lowercase"},
-        lowercase=False,
-    )
+    settings = part_of(FeedbackInput, built.config.model_copy(update={"lowercase": False}))
     # The network's settings are the retriever's own; only its tokenizer is another.
     changes = {"model": str(folders["base"]), "pooling": text.pooling, "normalize": text.normalize}
     reading = TextEncoder(text.config.model_copy(update=changes))

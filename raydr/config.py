@@ -159,6 +159,11 @@ def validate(schema: type[C], values: Mapping[str, Any], *, where: str) -> C:
         raise ConfigError("\n".join(lines)) from error
 
 
+def part_of(schema: type[C], config: BaseModel) -> C:
+    """The settings of `config` that `schema` has; `config` has all of them, as one that inherits from it does."""
+    return schema(**{name: getattr(config, name) for name in schema.model_fields})
+
+
 def _known_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Names of the fields at `location` of a schema; empty where the schema cannot be followed."""
     for part in location:

@@ -48,7 +48,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raydr.config import Component
+from raydr.config import Component, part_of
 from raydr.data.examples import ExampleSet
 from raydr.encoders.feedback import FeedbackEncoder, FeedbackInput, LearnedFeedback
 from raydr.encoders.text import TextEncoder
@@ -212,8 +212,7 @@ class AncePrf(Method):
                 f"retriever: {self.config.retriever.import_path} encodes with {type(text).__name__}; feedback is read "
                 "by a copy of an encoder of texts (raydr.encoders.text)"
             )
-        settings = FeedbackInput(**{name: getattr(self.config, name) for name in FeedbackInput.model_fields})
-        return FeedbackEncoder(encoder, text, settings, self.config.model)
+        return FeedbackEncoder(encoder, text, part_of(FeedbackInput, self.config), self.config.model)
 
     def build_refiner(self, encoder: Encoder) -> QueryRefiner:
         """Raises `ConfigError` where `encoder`, that of the index, is not the retriever's."""

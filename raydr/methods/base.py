@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from raydr.config import Component, Config, ConfigClass
+from raydr.config import Component, Config, ConfigClass, part_of
 from raydr.data.examples import ExampleSet
 from raydr.encoders.multimodal import MultimodalCheckpoint, MultimodalEncoder, MultimodalEncoderConfig
 from raydr.encoders.text import TextEncoder, TextEncoderConfig
@@ -116,7 +116,7 @@ class DualEncoderMethod(Method):
     @property
     def encoder_config(self) -> TextEncoderConfig:
         """The settings of the encoder alone."""
-        return TextEncoderConfig(**{name: getattr(self.config, name) for name in TextEncoderConfig.model_fields})
+        return part_of(TextEncoderConfig, self.config)
 
     def build_encoder(self) -> Encoder:
         return TextEncoder(self.encoder_config)
@@ -167,8 +167,7 @@ class MultimodalMethod(Method):
     @property
     def encoder_config(self) -> MultimodalEncoderConfig:
         """The settings of the encoder alone."""
-        own = MultimodalEncoderConfig.model_fields
-        return MultimodalEncoderConfig(**{name: getattr(self.config, name) for name in own})
+        return part_of(MultimodalEncoderConfig, self.config)
 
     def build_encoder(self) -> Encoder:
         return MultimodalEncoder(self.encoder_config)

@@ -21,6 +21,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from raydr.config import part_of
 from raydr.encoders.cross_encoder import CrossEncoderReranker, PairConfig, PairEncoding, load_cross_encoder
 from raydr.encoders.texts import Texts
 from raydr.errors import ConfigError
@@ -88,7 +89,7 @@ class CrossEncoderRanker(RankerMethod):
 
     @property
     def pair_config(self) -> PairConfig:
-        return PairConfig(**{name: getattr(self.config, name) for name in PairConfig.model_fields})
+        return part_of(PairConfig, self.config)
 
     def build_reranker(self) -> Reranker:
         return CrossEncoderReranker(CrossEncoderReranker.Config(**self.pair_config.model_dump()))

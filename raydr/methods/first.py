@@ -41,7 +41,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from raydr.config import Component, validate
+from raydr.config import Component, part_of, validate
 from raydr.data.example_files import FILE_SOURCE
 from raydr.data.spans import span_examples, span_queries
 from raydr.encoders.texts import Texts
@@ -362,8 +362,7 @@ class First(RankerMethod):
         return self._with({"engine": {**engine, "model": model}, "start": "causal"})
 
     def build_reranker(self) -> Reranker:
-        names = ListwiseConfig.model_fields
-        return FirstReranker(ListwiseConfig(**{name: getattr(self.config, name) for name in names}))
+        return FirstReranker(part_of(ListwiseConfig, self.config))
 
     def build_model(self) -> CausalLm:
         from transformers import AutoModelForCausalLM

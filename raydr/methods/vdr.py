@@ -38,7 +38,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from raydr.config import Component, ConfigClass
+from raydr.config import Component, ConfigClass, part_of
 from raydr.encoders.vocabulary import VocabularyEncoder, VocabularyEncoderConfig, VocabularyReranker
 from raydr.losses import contrastive
 from raydr.methods.base import DualEncoderMethod
@@ -180,8 +180,7 @@ class Vdr(DualEncoderMethod):
 
     @property
     def encoder_config(self) -> VocabularyEncoderConfig:
-        own = VocabularyEncoderConfig.model_fields
-        return VocabularyEncoderConfig(**{name: getattr(self.config, name) for name in own})
+        return part_of(VocabularyEncoderConfig, self.config)
 
     @property
     def bags(self) -> Component:

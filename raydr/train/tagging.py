@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from raydr.config import Component, Config
+from raydr.config import Component, Config, part_of
 from raydr.data.entities import KINDS, LABELS, Score, allowed_labels, entity_scores, on_tokens
 from raydr.data.examples import ExampleSet
 from raydr.data.tagged import NoiseConfig, TaggedSource, TaggedText, tagged_examples
@@ -176,8 +176,7 @@ class TaggerTraining(TaggerLearnerConfig):
     @property
     def learner(self) -> Component:
         """What is trained, as configuration."""
-        own = {name: getattr(self, name) for name in TaggerLearnerConfig.model_fields}
-        return TaggerLearner(TaggerLearnerConfig(**own)).component
+        return TaggerLearner(part_of(TaggerLearnerConfig, self)).component
 
 
 def train_tagger(training: TaggerTraining, out: Path) -> Path:
