@@ -41,7 +41,8 @@ from tests.servers import free_port
 
 ELSEWHERE = re.compile(
     r"limit_exceeded|invalid_filter|.*: (dimensions: at most|input: token ids are below|input: this model takes texts"
-    r"|\S+: the encoder of this index reads |\d+ images for \d+ queries|query number \d+ has neither)"
+    r"|\S+: the encoder of this index reads |\d+ images for \d+ queries|query number \d+ has neither"
+    r"|explain: the live index's embeddings are dense|prf.method: nothing here has learned)"
 )
 """What the answer to right data may say: its code and its message."""
 WITH_PICTURES = ("SearchRequest", "EmbeddingInput")
