@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class RaydrError(Exception):
     """Base of every error that is the input's or the machine's fault, not raydr's."""
@@ -25,7 +27,8 @@ class ArtifactError(RaydrError):
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether Ray ended a worker (or several, one after the other) because its node had no memory left."""
     while error is not None:
-        if "OutOfMemoryError" in f"{type(error).__name__} {error}":
+        # Of an actor, and so of a training's workers and its controller, only the text says what they died of.
+        if re.search("OutOfMemoryError|address the out of memory issue", f"{type(error).__name__} {error}"):
             return True
         error = getattr(error, "cause", None) or error.__cause__
     return False

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from raydr.config import Component
-from raydr.errors import ConfigError
+from raydr.errors import ConfigError, is_out_of_memory
 from raydr.train import trainer
 from raydr.train.config import TrainConfig
 from raydr.train.trainer import settings_for, train_model
@@ -63,3 +63,18 @@ def test_a_full_disk_is_named_where_training_failed(tmp_path, monkeypatch, free_
         assert not said
         cleared = trainer._if_the_disk_is_full(folders["train"] / ".ray_train", "[Errno 28] No space left on device")
         assert f"the disk of {folders['train']}, or of {folders['tmp']} on a worker's node, has no room" in cleared
+
+
+@pytest.mark.parametrize(
+    ("message", "is_it"),
+    [
+        ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.", True),
+        # Of an actor, as Ray Train hands it on: the class says nothing.
+        ("Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/", True),
+        ("The actor died unexpectedly before finishing this task.", False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_rays_words(message, is_it):
+    error = RuntimeError("Training failed due to controller error")
+    error.__cause__ = RuntimeError(message)
+    assert is_out_of_memory(error) is is_it

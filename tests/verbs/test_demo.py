@@ -19,9 +19,10 @@ from raydr.verbs.demo_images import DemoImagesConfig, demo_images
 from tests.methods.conftest import instant_training  # noqa: F401
 from tests.servers import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+@pytest.mark.ray
 def test_the_demo_runs_to_its_end_and_a_second_run_makes_nothing_again(tmp_path):
     first = _demo(tmp_path)
     for query in ("join two data frames on a column", "retry a task when its worker dies"):
@@ -51,6 +52,7 @@ def test_what_was_trained_stands_beside_the_rest(tmp_path, monkeypatch, capsys):
     assert "round-02/ranker" in trained.ranker.args["model"]
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("instant_training")
 def test_pictures_are_drawn_learned_and_searched_and_a_second_run_makes_nothing_again(
     ray_cluster, tmp_path, monkeypatch, capsys
