@@ -160,7 +160,9 @@ def validate(schema: type[C], values: Mapping[str, Any], *, where: str) -> C:
 
 
 def part_of(schema: type[C], config: BaseModel) -> C:
-    """The settings of `config` that `schema` has; `config` has all of them, as one that inherits from it does."""
+    """The settings of `config` that `schema` has; `config` has all of them, as one that inherits from it does (which
+    pydantic's own `from_attributes` would give back whole).
+    """
     return schema(**{name: getattr(config, name) for name in schema.model_fields})
 
 
