@@ -30,6 +30,8 @@ from fire_load import Load, outcomes, told
 from fire_site import PARTS
 from interleaved import markdown
 
+from raydr.serve import haproxy
+
 MARK = "RAYDR_FIRE_NODE"
 STORAGES = ("none", "redis", "rocksdb")
 """Where the head keeps the state of the cluster: in its memory, in a Redis beside it, in files on its disk."""
@@ -128,6 +130,7 @@ class HeadSite:
             MARK: f"{self.folder}/{name}",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            haproxy.BINARY: haproxy.installed() or "",  # what callers are told where nobody is behind it
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
             "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(self._ports["worker"]),

@@ -23,6 +23,8 @@ from typing import Any
 import httpx
 import psutil
 
+from raydr.serve import haproxy
+
 PARTS = {"apart": ("Ingress", "Encoder", "Shard0", "Shard1"), "colocated": ("Ingress",)}
 
 
@@ -79,6 +81,7 @@ class Site:
             "OMP_NUM_THREADS": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            haproxy.BINARY: haproxy.installed() or "",  # what callers are told where nobody is behind it
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),

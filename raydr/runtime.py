@@ -53,14 +53,34 @@ def connect(*, dashboard: bool = False) -> str:
 
     global _started_here
     was_connected = ray.is_initialized()
+    told = in_cluster() or "RAY_ADDRESS" in os.environ
+    gone = None if told else _address_left_behind()
+    if gone is not None:
+        print(f"raydr: the Ray last started on this machine ({gone}) no longer runs; starting another", file=sys.stderr)
     context = ray.init(
-        include_dashboard=dashboard, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING
+        address=None if gone is None else "local",
+        include_dashboard=dashboard,
+        ignore_reinit_error=True,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
     )
     if not was_connected:
         # Ray says it nowhere in public; this is where its own `ray.shutdown` looks for what to stop.
         node: Any = ray._private.worker._global_node
         _started_here = node.head
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _address_left_behind() -> str | None:
+    """The address that the last `ray start` on this machine wrote down, where no node of that cluster runs here now.
+
+    `ray stop` clears it away; a node that was killed, or a machine that went down, does not, and `ray.init` would try
+    to reach it for some minutes and give up.
+    """
+    from ray._private import services
+
+    address = services.find_bootstrap_address(None)
+    return address if address and address not in services.find_gcs_addresses() else None
 
 
 class Placement(Config):

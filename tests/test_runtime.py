@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -66,13 +69,19 @@ def test_a_joined_cluster_is_used_and_kept(ray_cluster):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_cluster_started_here_can_be_stopped():
+def test_a_cluster_is_started_where_the_last_one_was_killed_and_can_be_stopped():
+    """A killed head leaves its address behind, and Ray would try it for minutes and give up."""
     code = (
         "import ray; from raydr.runtime import connect, disconnect, in_cluster, owns_cluster; "
         "connect(); print(owns_cluster()); disconnect(); print(owns_cluster(), in_cluster())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray's sockets lie in it: a short name
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=own)
     assert done.stdout.split() == ["True", "False", "False"]
+    assert "(127.0.0.1:1) no longer runs; starting another" in done.stderr
 
 
 def node(cpus, labels=None, *, alive=True, **resources):

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from raydr import runtime
 from raydr.config import Component
 from raydr.errors import ConfigError, RaydrError
+from raydr.serve import haproxy
 from raydr.serve.config import LOCAL_HOSTS, PROXY_TIMEOUT, AppArgs
 from raydr.types import Query
 
@@ -81,6 +82,8 @@ def prefer_few_hops() -> None:
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     # A replica that dies before it has answered leaves its requests to another one: all of raydr's only read.
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response response-timeout")
+    if binary := haproxy.installed():
+        os.environ.setdefault(haproxy.BINARY, binary)  # says 503 where Ray's would say 500 or 404
     os.environ.setdefault(PROXY_TIMEOUT, "40")  # or it would wait for a machine off the network for ever
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")  # three that fail, and HAProxy is replaced
     for name in ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT"):
