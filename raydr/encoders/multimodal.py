@@ -181,9 +181,9 @@ class MultimodalReader:
 
     def __init__(self, checkpoint: MultimodalCheckpoint) -> None:
         self._of, config = checkpoint, checkpoint.config
-        self._tokenizer, self.pad_id = load_tokenizer(checkpoint.path)
-        plain = _without_special(self._tokenizer)
-        special = self._tokenizer.encode("").ids
+        self.tokenizer, self.pad_id = load_tokenizer(checkpoint.path)
+        plain = _without_special(self.tokenizer)
+        special = self.tokenizer.encode("").ids
         ends = _end_of_text(checkpoint.path)
         self._first = special[:1] if special and special[0] not in ends else []
         last = next(iter(ends), None)

@@ -30,6 +30,7 @@ from jaxtyping import Int, Int64
 from pydantic import Field, model_validator
 from scipy.sparse import csr_array
 
+from raydr.config import Config
 from raydr.encoders.text import TextEncoder, TextEncoderConfig, available_cpus
 from raydr.encoders.token_batches import EncoderStats, RowBatcher, collate
 from raydr.encoders.vocabulary_weights import (
@@ -42,6 +43,9 @@ from raydr.encoders.vocabulary_weights import (
 from raydr.types import Hit, Passage, Query, WeightType
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
     from raydr.models.tokens import Side
 
 View: TypeAlias = Literal["vector", "bag"]
@@ -49,7 +53,26 @@ View: TypeAlias = Literal["vector", "bag"]
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
-class VocabularyEncoderConfig(TextEncoderConfig):
+class SparseConfig(Config):
+    """What is kept of a vector over the vocabulary."""
+
+    query_topk: int | None = Field(default=768, ge=0)
+    """Dimensions of a query's vector that are kept, the highest; null: all; 0: those of its own tokens."""
+    passage_topk: int | None = Field(default=768, ge=0)
+    """Dimensions of a passage's vector that are kept, the highest; null: all; 0: those of its own tokens."""
+    own_tokens: bool = True
+    """Whether a vector keeps the dimensions of the text's own tokens as well, however low they are."""
+    weights: Literal["float32", "float16"] = "float32"
+    """How precise a passage's weights are, and how they are stored; half the size in float16."""
+
+    @model_validator(mode="after")
+    def _keeps_something(self) -> SparseConfig:
+        if not self.own_tokens and 0 in (self.query_topk, self.passage_topk):
+            raise ValueError("topk 0 keeps the text's own tokens only; set own_tokens: true")
+        return self
+
+
+class VocabularyEncoderConfig(TextEncoderConfig, SparseConfig):
     """Which checkpoint, which views of its texts, and how it runs here. `pooling`, `dimensions` and `backend` are those
     of dense encoders, and stay as they are.
     """
@@ -59,14 +82,6 @@ class VocabularyEncoderConfig(TextEncoderConfig):
     passage_view: View = "vector"
     """`vector`: the network's weights; `bag`: the passage's own tokens, without a network (an index of them needs a
     tokenizer only)."""
-    query_topk: int | None = Field(default=768, ge=0)
-    """Dimensions of a query's vector that are kept, the highest; null: all; 0: those of its own tokens."""
-    passage_topk: int | None = Field(default=768, ge=0)
-    """Dimensions of a passage's vector that are kept, the highest; null: all; 0: those of its own tokens."""
-    own_tokens: bool = True
-    """Whether a vector keeps the dimensions of the text's own tokens as well, however low they are."""
-    weights: Literal["float32", "float16"] = "float32"
-    """How precise a passage's weights are, and how they are stored; half the size in float16."""
     towers: TowerCount = "auto"
     """Whether queries and passages share one network; `auto`: as the checkpoint has it, `two` for a plain one."""
     shift: int | None = Field(default=None, ge=0)
@@ -82,8 +97,6 @@ class VocabularyEncoderConfig(TextEncoderConfig):
                 "pooling, dimensions and backend are settings of dense encoders; leave them out: VDR takes the maximum "
                 "over positions, its dimensions are the vocabulary's, and torch runs it"
             )
-        if not self.own_tokens and 0 in (self.query_topk, self.passage_topk):
-            raise ValueError("topk 0 keeps the text's own tokens only; set own_tokens: true")
         return self
 
 
@@ -175,14 +188,12 @@ class VocabularyEncoder:
 
     def tokens_of(self, dims: Sequence[int] | Int[np.ndarray, " dim"]) -> list[str]:
         """The word pieces that dimensions stand for."""
-        tokenizer = self.texts.tokenizer
-        return [tokenizer.id_to_token(int(dim) + self.shift) or f"[{int(dim) + self.shift}]" for dim in dims]
+        return word_pieces(self.texts.tokenizer, dims, shift=self.shift)
 
     @cached_property
     def special_ids(self) -> list[int]:
         """Ids of the tokens that stand for no word."""
-        known = json.loads(self.texts.tokenizer.to_str())
-        return sorted(token["id"] for token in known.get("added_tokens", ()) if token.get("special"))
+        return special_tokens(self.texts.tokenizer)
 
     @cached_property
     def _tokenizer_content(self) -> str:
@@ -195,9 +206,9 @@ class VocabularyEncoder:
         import torch
 
         from raydr.models.towers import towers_of
-        from raydr.models.vocabulary import bag_of_tokens, top_mask
 
         network: Any = towers_of(self._network)[0 if side == "query" else -1]
+        own = {"own_tokens": self.config.own_tokens, "shift": self.shift, "special": self.special_ids}
         parts: list[tuple[np.ndarray, csr_array]] = []
 
         def encode(rows: Int64[np.ndarray, " row"]) -> None:
@@ -205,27 +216,19 @@ class VocabularyEncoder:
             ids = torch.from_numpy(padded).to(self.texts.device)
             mask = None if real is None else torch.from_numpy(real).to(self.texts.device)
             with torch.inference_mode():
-                weights = network(ids, mask)
-                kept = torch.ones_like(weights, dtype=torch.bool) if topk is None else top_mask(weights, topk)
-                if self.config.own_tokens and topk is not None:
-                    own = {"shift": self.shift, "num_dims": self.dim, "special": self.special_ids}
-                    kept |= bag_of_tokens(ids, mask, **own)
-                counts, dims, values = kept.sum(dim=1), kept.nonzero()[:, 1], weights[kept]
-            bounds = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
-            parts.append((rows, _csr(values.float().cpu().numpy(), dims.cpu().numpy(), bounds, self.dim)))
+                parts.append((rows, sparsified(network(ids, mask), ids, mask, topk=topk, **own)))
 
         lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
         if not len(lengths):
             return csr_array((0, self.dim), dtype=np.float32)
         self._batcher.run_each(lengths, encode)
-        order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-        return csr_array(sp.vstack([part for _, part in parts], format="csr")[order])
+        return in_order(parts)
 
     @cached_property
     def _batcher(self) -> RowBatcher:
         kind = "cuda" if self.texts.device.startswith("cuda") else "cpu"
         return RowBatcher(
-            _OneStream(self.texts.device), dim=self.dim, batch_tokens=self.config.batch_tokens or _BATCH_TOKENS[kind]
+            OneStream(self.texts.device), dim=self.dim, batch_tokens=self.config.batch_tokens or _BATCH_TOKENS[kind]
         )
 
     @cached_property
@@ -275,7 +278,42 @@ class VocabularyReranker:
         return ranked
 
 
-class _OneStream:
+def word_pieces(tokenizer: Tokenizer, dims: Sequence[int] | Int[np.ndarray, " dim"], *, shift: int) -> list[str]:
+    """The word pieces that dimensions stand for."""
+    return [tokenizer.id_to_token(int(dim) + shift) or f"[{int(dim) + shift}]" for dim in dims]
+
+
+def special_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Ids of the tokens that stand for no word."""
+    known = json.loads(tokenizer.to_str())
+    return sorted(token["id"] for token in known.get("added_tokens", ()) if token.get("special"))
+
+
+def sparsified(
+    weights: Tensor, ids: Tensor, mask: Tensor | None, *, topk: int | None, own_tokens: bool, **own: Any
+) -> csr_array:
+    """The `topk` highest weights of each row (None: all) and, with `own_tokens`, those of the row's tokens; `own` says
+    which tokens count (`raydr.models.vocabulary.bag_of_tokens`).
+    """
+    import torch
+
+    from raydr.models.vocabulary import bag_of_tokens, top_mask
+
+    kept = torch.ones_like(weights, dtype=torch.bool) if topk is None else top_mask(weights, topk)
+    if own_tokens and topk is not None:
+        kept |= bag_of_tokens(ids, mask, num_dims=weights.shape[1], **own)
+    counts, dims, values = kept.sum(dim=1), kept.nonzero()[:, 1], weights[kept]
+    bounds = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
+    return _csr(values.float().cpu().numpy(), dims.cpu().numpy(), bounds, weights.shape[1])
+
+
+def in_order(parts: Sequence[tuple[Int64[np.ndarray, " row"], csr_array]]) -> csr_array:
+    """The batches of `parts` as one, each row where its number says."""
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    return csr_array(sp.vstack([part for _, part in parts], format="csr")[order])
+
+
+class OneStream:
     """Batches run one after another; torch's own threads share the work of each."""
 
     num_streams = 1

@@ -73,13 +73,16 @@ def settings_of(path: Path, towers: TowerCount) -> VocabularySettings:
     """
     found = read_settings(path)
     if found is None:
-        words = vocabulary_size(path)
-        return VocabularySettings(
-            shift=_BERT_SHIFT if words == _BERT_WORDS else 0, towers="two" if towers == "auto" else towers
-        )
+        shift = default_shift(vocabulary_size(path))
+        return VocabularySettings(shift=shift, towers="two" if towers == "auto" else towers)
     if towers == "one" and found.towers == "two":
         raise ConfigError(f"towers: {path} has one for queries and one for passages; leave the setting out")
     return found if towers == "auto" else found.model_copy(update={"towers": towers})
+
+
+def default_shift(num_words: int) -> int:
+    """Ids without a dimension, for a checkpoint that does not say it."""
+    return _BERT_SHIFT if num_words == _BERT_WORDS else 0
 
 
 def vocabulary_size(path: Path) -> int:

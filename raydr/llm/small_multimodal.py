@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -41,6 +41,16 @@ class VisionShape(Config):
     hidden_size: int = Field(default=192, ge=8)
     num_layers: int = Field(default=6, ge=1)
     num_heads: int = Field(default=6, ge=1)
+
+
+class DualStartConfig(Config):
+    """What a method that trains a dual encoder may start from."""
+
+    start: Literal["checkpoint", "encoder"] = "checkpoint"
+    """`encoder`: `model` is a text encoder, and a vision tower of the shape `vision`, whose weights are new, is put
+    beside it before training."""
+    vision: VisionShape = Field(default_factory=VisionShape)
+    """`start: encoder`: the vision tower's size."""
 
 
 def small_dual_encoder(text: str, out: Path, shape: VisionShape, *, seed: int = 0) -> Path:

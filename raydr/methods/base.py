@@ -195,6 +195,28 @@ class MultimodalMethod(Method):
         )
 
 
+class DualStart(MultimodalMethod):
+    """A method that trains a dual encoder once, which may have to be made of a text encoder first.
+
+    Its `Config` is a `raydr.llm.small_multimodal:DualStartConfig` as well.
+    """
+
+    def fit(self, steps: Steps) -> Component:
+        """With the negatives that the config mines or, without `num_negatives`, with the batch's own."""
+        from raydr.llm.small_multimodal import small_dual_encoder
+
+        method = self
+        if self.config.start == "encoder":
+            seed = steps.train_config.seed
+            model = small_dual_encoder(self.config.model, steps.config.out / "start", self.config.vision, seed=seed)
+            method = type(self)(self.config.model_copy(update={"model": str(model.resolve()), "start": "checkpoint"}))
+        if self.config.num_negatives:
+            return MultimodalMethod.fit(method, steps)
+        examples = steps.positives("examples")
+        model = steps.train(method.component, steps.train_config, examples, "train").path / MODEL
+        return method.trained(str(model.resolve()))
+
+
 class RankerConfig(Config):
     """What the training of any ranker needs beside its network."""
 

@@ -21,21 +21,14 @@ multimodal language models that are compared with it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from raydr.llm.small_multimodal import VisionShape, small_dual_encoder
+from raydr.llm.small_multimodal import DualStartConfig
 from raydr.losses import contrastive
-from raydr.methods.base import MultimodalConfig, MultimodalMethod
+from raydr.methods.base import DualStart, MultimodalConfig
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
-from raydr.train.trainer import MODEL
-
-if TYPE_CHECKING:
-    from raydr.config import Component
-    from raydr.steps import Steps
 
 
 class FusedContrastive(EmbeddingObjective):
@@ -56,15 +49,10 @@ class FusedContrastive(EmbeddingObjective):
         return LossOutput(loss, {})
 
 
-class Clip(MultimodalMethod):
+class Clip(DualStart):
     """A dual encoder of texts and pictures."""
 
-    class Config(MultimodalConfig):
-        start: Literal["checkpoint", "encoder"] = "checkpoint"
-        """`encoder`: `model` is a text encoder, and a vision tower of the shape `vision`, whose weights are new, is put
-        beside it before training."""
-        vision: VisionShape = Field(default_factory=VisionShape)
-        """`start: encoder`: the vision tower's size."""
+    class Config(MultimodalConfig, DualStartConfig):
         query_template: str = "{instruction} "
         """What stands before a query that has an instruction (UniIR's)."""
         train_vision: bool = True
@@ -75,19 +63,6 @@ class Clip(MultimodalMethod):
         """Whether positives have to find their queries as well, as in CLIP; UniIR trains queries alone."""
 
     config: Config
-
-    def fit(self, steps: Steps) -> Component:
-        """Trained once, with the negatives that the config mines or, without `num_negatives`, with the batch's own."""
-        method: Clip = self
-        if self.config.start == "encoder":
-            seed = steps.train_config.seed
-            model = small_dual_encoder(self.config.model, steps.config.out / "start", self.config.vision, seed=seed)
-            method = Clip(self.config.model_copy(update={"model": str(model.resolve()), "start": "checkpoint"}))
-        if self.config.num_negatives:
-            return MultimodalMethod.fit(method, steps)
-        examples = steps.positives("examples")
-        model = steps.train(method.component, steps.train_config, examples, "train").path / MODEL
-        return method.trained(str(model.resolve()))
 
     def build_objective(self) -> EmbeddingObjective:
         return FusedContrastive(self.config.temperature, symmetric=self.config.symmetric)

@@ -19,6 +19,12 @@ text becomes positive weights over the vocabulary (`raydr.models.vocabulary`), s
 | losses (`src/ir/training/loss_utils.py`) | `symmetric`, `VocabularyContrastive.loss` |
 | contrastive mask (`build_cts_mask`) | `contrastive_mask` |
 | the four searches | `raydr.encoders.vocabulary` |
+| image encoder (`vdr_crossmodal_image.py`) | `raydr.models.vocabulary_pictures.PictureTower` |
+
+Across modalities (`VdrPictures`) pictures have weights over the same words: v(picture) is elu1p of the highest logit
+over patches, over a table of words learned for pictures; vectors have length 1, so scores are divided by a temperature;
+terms with bags are those of the pairs whose text has words. The training of these was not released: its temperature
+(0.05), and that what has text and picture is the sum of both, are chosen here.
 
 The paper's body was not at hand: losses, mask and defaults are those of the released code, github.com/jzhoubu/vsearch.
 Deviations: padding takes no part in the maximum (`pools_padding`); passages known to be relevant to a query are none of
@@ -26,6 +32,7 @@ its negatives; the gradient over workers is that of the whole batch, not divided
 once, before training; titles stand before the text as one string. Expected: BEIR-12 nDCG@10 45.3 for svdr-msmarco.
 
     method: {import_path: "raydr.methods.vdr:Vdr", args: {model: minilm, semi: true}}
+    method: {import_path: "raydr.methods.vdr:VdrPictures", args: {model: minilm, start: encoder}}
 """
 
 from __future__ import annotations
@@ -38,10 +45,18 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from raydr.config import Component, ConfigClass, part_of
+from raydr.config import Component, Config, ConfigClass, part_of
+from raydr.encoders.multimodal import MultimodalCheckpoint
 from raydr.encoders.vocabulary import VocabularyEncoder, VocabularyEncoderConfig, VocabularyReranker
+from raydr.encoders.vocabulary_pictures import (
+    PictureVocabularyConfig,
+    PictureVocabularyEncoder,
+    load_fusion,
+    save_fusion,
+)
+from raydr.llm.small_multimodal import DualStartConfig
 from raydr.losses import contrastive
-from raydr.methods.base import DualEncoderMethod
+from raydr.methods.base import DualEncoderMethod, DualStart, MultimodalConfig
 from raydr.models.vocabulary import bag_of_tokens, top_mask
 from raydr.train.batches import BatchTokenizer, GroupTokenizer
 from raydr.train.objective import EmbeddingObjective, Labels, LossOutput
@@ -59,8 +74,8 @@ if TYPE_CHECKING:
 Sides: TypeAlias = Literal["sum", "mean", "scaled"]
 
 
-class VdrConfig(VocabularyEncoderConfig):
-    """The encoder's settings, and what it is trained with."""
+class VdrLossConfig(Config):
+    """What the loss is made of."""
 
     semi: bool = False
     """Whether passages are sparse and binary in the loss as well (SiDR), which makes search in bags work."""
@@ -75,12 +90,19 @@ class VdrConfig(VocabularyEncoderConfig):
     sides: Sides = "sum"
     """How the two directions of a loss become one: `sum`: added (the released code since December 2024), `mean`: halved
     (before), `scaled`: added, with the second one brought to the size of the first."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Scores are divided by it."""
+    gather: bool = True
+    """Whether the texts of all workers are in one loss."""
+
+
+class VdrConfig(VocabularyEncoderConfig, VdrLossConfig):
+    """The encoder's settings, and what it is trained with."""
+
     num_negatives: int = Field(default=1, ge=0)
     """Mined negatives of each query in a batch, beside the other queries' passages."""
     negative_depth: int | None = Field(default=None, ge=1)
     """Negatives are drawn from so many of the hardest candidates; null: from all."""
-    gather: bool = True
-    """Whether the texts of all workers are in one loss."""
 
 
 def symmetric(
@@ -89,11 +111,20 @@ def symmetric(
     positives: Bool[Tensor, "query passage"],
     *,
     sides: Sides = "sum",
+    temperature: float = 1.0,
+    rows: Bool[Tensor, " query"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Every query has to find its positive among all passages, and passage i, i < queries, its query among them all."""
-    scores, num = queries @ passages.T, len(queries)
-    forth = contrastive(scores, positives)
-    back = contrastive(scores[:, :num].T, positives[:, :num].T)
+    """Every query has to find its positive among all passages, and passage i, i < queries, its query among them all.
+
+    `rows`: the queries, with their positives, that take part; None: all.
+    """
+    own = torch.arange(len(queries), device=queries.device)
+    if rows is not None:
+        own = own[rows]
+        queries, positives = queries[rows], positives[rows]
+    scores = queries @ passages.T
+    forth = contrastive(scores, positives, temperature=temperature)
+    back = contrastive(scores[:, own].T, positives[:, own].T, temperature=temperature)
     if sides == "scaled":
         return forth + (forth / back.clamp(min=torch.finfo(back.dtype).tiny)).detach() * back
     return forth + back if sides == "sum" else (forth + back) / 2
@@ -112,7 +143,7 @@ class VocabularyContrastive(EmbeddingObjective):
 
     reads_tokens = True
 
-    def __init__(self, config: VdrConfig, *, shift: int, normalize: bool, special: list[int]) -> None:
+    def __init__(self, config: VdrLossConfig, *, shift: int, normalize: bool, special: list[int]) -> None:
         self._config, self._shift, self._normalize, self._special = config, shift, normalize, special
         self.gather = config.gather
 
@@ -130,15 +161,22 @@ class VocabularyContrastive(EmbeddingObjective):
         terms = [self._symmetric(sparse_queries, passages, positives)]
         if self._config.semi:
             terms.append(self._symmetric(queries, self._sparse(passages, passage_bags), positives))
+        # A picture has no tokens: where it is asked for or with, the bag it lacks teaches nothing.
         bags, charged = self._charged(query_bags, passages)
-        terms.append(self._symmetric(bags, charged, positives))
+        terms.append(self._symmetric(bags, charged, positives, rows=query_bags.any(dim=1)))
         if self._config.semi:
             bags, charged = self._charged(passage_bags, queries)
-            terms.append(self._symmetric(charged, bags, positives))
+            rows = passage_bags[: len(queries)].any(dim=1)
+            terms.append(self._symmetric(charged, bags, positives, rows=rows))
         return LossOutput(torch.stack(terms).mean(), {"accuracy": _accuracy(sparse_queries, passages, positives)})
 
-    def _symmetric(self, queries: Tensor, passages: Tensor, positives: Tensor) -> Tensor:
-        return symmetric(queries, passages, positives, sides=self._config.sides)
+    def _symmetric(
+        self, queries: Tensor, passages: Tensor, positives: Tensor, *, rows: Bool[Tensor, " query"] | None = None
+    ) -> Tensor:
+        if rows is not None and not rows.any():
+            return 0 * (queries.sum() + passages.sum())
+        how = {"sides": self._config.sides, "temperature": self._config.temperature}
+        return symmetric(queries, passages, positives, rows=None if rows is None or rows.all() else rows, **how)
 
     def _bags(self, tokens: Tokens, num_dims: int) -> Bool[Tensor, "text vocab"]:
         how = {"shift": self._shift, "num_dims": num_dims, "special": self._special}
@@ -226,3 +264,40 @@ class Vdr(DualEncoderMethod):
         return VocabularyContrastive(
             self.config, shift=encoder.shift, normalize=encoder.normalize, special=encoder.special_ids
         )
+
+
+class VdrPicturesConfig(PictureVocabularyConfig, MultimodalConfig, DualStartConfig, VdrLossConfig):
+    """The encoder's settings, and what it is trained with."""
+
+    train_vision: bool = True
+    """Whether the vision tower is trained; its layer norm and its table of words always are."""
+    temperature: float = Field(default=0.05, gt=0)
+    """Scores, which are cosines, are divided by it."""
+
+
+class VdrPictures(DualStart):
+    """A dual encoder of texts and pictures whose embeddings are sparse, over the vocabulary."""
+
+    Config: ClassVar[ConfigClass] = VdrPicturesConfig
+
+    config: VdrPicturesConfig
+
+    @property
+    def encoder_config(self) -> PictureVocabularyConfig:
+        return part_of(PictureVocabularyConfig, self.config)
+
+    def build_encoder(self) -> Encoder:
+        return PictureVocabularyEncoder(self.encoder_config)
+
+    def build_model(self) -> nn.Module:
+        encoder = PictureVocabularyEncoder(self.encoder_config)
+        network = load_fusion(encoder.checkpoint, "float32", shift=encoder.shift)
+        network.vision_tower.requires_grad_(self.config.train_vision)
+        return network
+
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        save_fusion(model, MultimodalCheckpoint(self.encoder_config), folder)
+
+    def build_objective(self) -> EmbeddingObjective:
+        encoder = PictureVocabularyEncoder(self.encoder_config)
+        return VocabularyContrastive(self.config, shift=encoder.shift, normalize=True, special=encoder.special_ids)

@@ -37,7 +37,7 @@ class Preprocessing:
     """Of each channel, as shares of 255."""
 
 
-class _Normalize(nn.Module):
+class Normalize(nn.Module):
     """Pixels as the tower wants them; in float32, whatever it computes in."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -59,7 +59,7 @@ class LlavaVision(nn.Module):
         self.tower = model.vision_tower
         self.projector = model.multi_modal_projector
         self.newline = model.image_newline  # stands between tiles; kept to be saved again
-        self.normalize = _Normalize(preprocessing)
+        self.normalize = Normalize(preprocessing)
         self._layer: int = model.config.vision_feature_layer
         self._skips_cls = model.config.vision_feature_select_strategy == "default"
         self.size = preprocessing.size
@@ -79,7 +79,7 @@ class QwenVision(nn.Module):
     def __init__(self, model: Any, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.tower = model.visual
-        self.normalize = _Normalize(preprocessing)
+        self.normalize = Normalize(preprocessing)
         self._vision: Any = model.config.vision_config
         self.size = preprocessing.size
         self._grid = preprocessing.size // self._vision.patch_size
@@ -271,7 +271,7 @@ class ScoreFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.transformer: Any = transformer
-        self.pixels = _Normalize(preprocessing)
+        self.pixels = Normalize(preprocessing)
         self.size = preprocessing.size
         self.pooling, self.normalize = pooling, normalize
         self.always_looks = False

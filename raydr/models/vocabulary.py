@@ -77,10 +77,22 @@ class VocabularyTower(nn.Module):
         words = self._words[self.shift :]
         hidden = self.norm(hidden.to(self.norm.weight.dtype)).to(words.dtype)
         mask = None if self.pools_padding else attention_mask
-        at_once = max(1, self.max_logits // max(1, len(hidden) * len(words)))
-        best: Any = _HighestOverPositions.apply(hidden, words, mask, at_once)
+        best = highest_over_positions(hidden, words, mask, max_logits=self.max_logits)
         weights = elu1p(best.float())  # monotone, so it makes no difference that it comes after the maximum
         return functional.normalize(weights, dim=1) if self.normalize else weights
+
+
+def highest_over_positions(
+    hidden: Float[Tensor, "text token dim"],
+    words: Float[Tensor, "vocab dim"],
+    mask: Int[Tensor, "text token"] | None,
+    *,
+    max_logits: int = MAX_LOGITS,
+) -> Float[Tensor, "text vocab"]:
+    """Each word's highest logit over the positions whose mask is 1 (None: all); `max_logits` are in memory at once."""
+    at_once = max(1, max_logits // max(1, len(hidden) * len(words)))
+    best: Any = _HighestOverPositions.apply(hidden, words, mask, at_once)
+    return best
 
 
 class _HighestOverPositions(torch.autograd.Function):

