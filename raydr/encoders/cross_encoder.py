@@ -16,6 +16,7 @@ from pydantic import Field
 
 from raydr.config import Config
 from raydr.encoders.checkpoint import load_transformer, locate
+from raydr.encoders.device import OneStream, choose_device
 from raydr.encoders.precision import Precision, choose_precision
 from raydr.encoders.text import available_cpus
 from raydr.encoders.token_batches import TokenBatcher
@@ -82,32 +83,13 @@ def load_cross_encoder(config: PairConfig, precision: Precision = "float32") -> 
     return CrossEncoder(network, separator=tokenizer.sep_token_id if has_segments else None).eval()
 
 
-class _Backend:
+class _Backend(OneStream):
     """The network behind a `TokenBatcher`; an "embedding" is one score."""
-
-    num_streams = 1
-
-    def __init__(self, network: CrossEncoder, device: str, num_threads: int) -> None:
-        import torch
-
-        if device == "cpu":
-            torch.set_num_threads(num_threads)
-        self._network, self._device = network.to(device), device
 
     def forward(
         self, input_ids: Int64[np.ndarray, "text token"], attention_mask: Int64[np.ndarray, "text token"] | None
     ) -> Float32[np.ndarray, "text 1"]:
-        import torch
-
-        with torch.inference_mode():
-            mask = None if attention_mask is None else torch.from_numpy(attention_mask).to(self._device)
-            return self._network(torch.from_numpy(input_ids).to(self._device), mask).cpu().numpy()[:, None]
-
-    def free_memory(self) -> None:
-        import torch
-
-        if self._device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        return self.run(input_ids, attention_mask).cpu().numpy()[:, None]
 
 
 class CrossEncoderReranker:
@@ -147,11 +129,7 @@ class CrossEncoderReranker:
 
     @cached_property
     def _batcher(self) -> TokenBatcher:
-        import torch
-
-        device = self.config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(self.config.device)
         precision = choose_precision(self.config.precision, device)
         num_threads = self.config.num_threads or available_cpus()
         kind = "cuda" if device.startswith("cuda") else "cpu"

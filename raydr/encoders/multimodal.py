@@ -25,6 +25,7 @@ from pydantic import Field
 from raydr.config import Config
 from raydr.data.images import decode_rgb
 from raydr.encoders.checkpoint import fingerprint, locate
+from raydr.encoders.device import OneStream, choose_device
 from raydr.encoders.precision import Precision, choose_precision
 from raydr.encoders.text import available_cpus
 from raydr.encoders.texts import Texts
@@ -313,39 +314,24 @@ class MultimodalEncoder:
 
     @cached_property
     def _backend(self) -> _Torch:
-        device = self.config.device
-        if device == "auto":
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(self.config.device)
         network = self.checkpoint.load(choose_precision(self.config.precision, device))
         return _Torch(network, self.reader, device=device, num_threads=self.config.num_threads or available_cpus())
 
 
-class _Torch:
-    """Runs batches one after another; torch's own threads share the work of each."""
-
-    num_streams = 1
+class _Torch(OneStream):
+    """Runs batches of what was read, pictures and all."""
 
     def __init__(self, network: Any, reader: MultimodalReader, *, device: str, num_threads: int) -> None:
-        import torch
-
-        if device == "cpu":
-            torch.set_num_threads(num_threads)
-        self._network, self._reader, self.device = network.eval().to(device), reader, device
+        super().__init__(network, device, num_threads)
+        self._reader = reader
 
     def embed(self, read: Sequence[Read]) -> Float32[np.ndarray, "text dim"]:
         import torch
 
         with torch.inference_mode():
             tokens = self._reader.texts(read).padded(self._reader.pad_id).to(torch.device(self.device))
-            return self._network(*tokens.inputs).float().cpu().numpy()
-
-    def free_memory(self) -> None:
-        if self.device.startswith("cuda"):
-            import torch
-
-            torch.cuda.empty_cache()
+            return self.network(*tokens.inputs).float().cpu().numpy()
 
 
 def square(image: bytes, size: int) -> bytes:

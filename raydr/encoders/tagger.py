@@ -27,6 +27,7 @@ from pydantic import Field
 from raydr.config import Config
 from raydr.data.tagged import USUAL_LABELS
 from raydr.encoders.checkpoint import Checkpoint, load_transformer, open_checkpoint
+from raydr.encoders.device import OneStream, choose_device
 from raydr.encoders.precision import Precision, choose_precision
 from raydr.encoders.text import available_cpus
 from raydr.encoders.token_batches import RowBatcher, collate
@@ -160,7 +161,8 @@ class EntityTagger:
         found: list[Any] = [None] * len(ids)
 
         def forward(rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row 0"]:
-            shares = self._network(*collate([ids[row] for row in rows], self._pad_id))
+            scores = self._network.run(*collate([ids[row] for row in rows], self._pad_id))
+            shares = scores.softmax(dim=-1).cpu().numpy()
             for row, own in zip(rows, shares, strict=True):
                 found[row] = own[: len(ids[row])]
             return np.empty((len(rows), 0), np.float32)
@@ -195,51 +197,18 @@ class EntityTagger:
 
     @cached_property
     def _device(self) -> str:
-        import torch
-
-        if self.config.device != "auto":
-            return self.config.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return choose_device(self.config.device)
 
     @cached_property
-    def _network(self) -> _Network:
+    def _network(self) -> OneStream:
         precision = choose_precision(self.config.precision, self._device)
         num_threads = self.config.num_threads or available_cpus()
-        return _Network(load_tagger(self.checkpoint, precision), self._device, num_threads)
+        return OneStream(load_tagger(self.checkpoint, precision), self._device, num_threads)
 
     @cached_property
     def _batcher(self) -> RowBatcher:
         kind = "cuda" if self._device.startswith("cuda") else "cpu"
         return RowBatcher(self._network, dim=0, batch_tokens=self.config.batch_tokens or _BATCH_TOKENS[kind])
-
-
-class _Network:
-    """The classifier on its device, batch after batch."""
-
-    num_streams = 1
-
-    def __init__(self, network: TokenClassifier, device: str, num_threads: int) -> None:
-        import torch
-
-        if device == "cpu":
-            torch.set_num_threads(num_threads)
-        self._network, self._device = network.to(device), device
-
-    def __call__(
-        self, input_ids: Int64[np.ndarray, "text token"], attention_mask: Int64[np.ndarray, "text token"] | None
-    ) -> Float32[np.ndarray, "text token label"]:
-        import torch
-
-        with torch.inference_mode():
-            mask = None if attention_mask is None else torch.from_numpy(attention_mask).to(self._device)
-            scores = self._network(torch.from_numpy(input_ids).to(self._device), mask)
-            return scores.softmax(dim=-1).cpu().numpy()
-
-    def free_memory(self) -> None:
-        import torch
-
-        if self._device.startswith("cuda"):
-            torch.cuda.empty_cache()
 
 
 def load_tagger(checkpoint: Checkpoint, precision: Precision = "float32", **options: Any) -> TokenClassifier:

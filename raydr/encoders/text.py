@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from raydr.config import Config
 from raydr.encoders.checkpoint import MINILM, open_checkpoint
+from raydr.encoders.device import choose_device
 from raydr.encoders.precision import Precision, choose_precision
 from raydr.encoders.token_batches import Backend, EncoderStats, TokenBatcher
 from raydr.encoders.tokenization import BoundedTokenizer, load_tokenizer
@@ -126,11 +127,7 @@ class TextEncoder:
 
     @cached_property
     def device(self) -> str:
-        if self.config.device != "auto":
-            return self.config.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return choose_device(self.config.device)
 
     @cached_property
     def precision(self) -> Precision:

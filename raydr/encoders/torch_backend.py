@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from raydr.encoders.checkpoint import Checkpoint, load_transformer, without_missing_pooler
+from raydr.encoders.device import OneStream
 from raydr.encoders.precision import Precision
 from raydr.errors import ConfigError
 from raydr.models.dual_encoder import DualEncoder
@@ -50,25 +51,10 @@ def load_network(
     ).eval()
 
 
-class TorchBackend:
-    """Runs batches one after another; torch's own threads share the work of each."""
+class TorchBackend(OneStream):
+    """A `Backend` of embeddings."""
 
-    num_streams = 1
-
-    def __init__(self, network: DualEncoder, *, device: str, num_threads: int) -> None:
-        if device == "cpu":
-            torch.set_num_threads(num_threads)
-        self._network = network.to(device)
-        self._device = device
-
-    @torch.inference_mode()
     def forward(
         self, input_ids: Int64[np.ndarray, "text token"], attention_mask: Int64[np.ndarray, "text token"] | None
     ) -> Float32[np.ndarray, "text dim"]:
-        ids = torch.from_numpy(input_ids).to(self._device)
-        mask = None if attention_mask is None else torch.from_numpy(attention_mask).to(self._device)
-        return self._network(ids, mask).cpu().numpy()
-
-    def free_memory(self) -> None:
-        if self._device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        return self.run(input_ids, attention_mask).cpu().numpy()

@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from scipy.sparse import csr_array
 
 from raydr.config import Config
+from raydr.encoders.device import OneStream
 from raydr.encoders.text import TextEncoder, TextEncoderConfig, available_cpus
 from raydr.encoders.token_batches import EncoderStats, RowBatcher, collate
 from raydr.encoders.vocabulary_weights import (
@@ -207,7 +208,7 @@ class VocabularyEncoder:
 
         from raydr.models.towers import towers_of
 
-        network: Any = towers_of(self._network)[0 if side == "query" else -1]
+        network: Any = towers_of(self._stream.network)[0 if side == "query" else -1]
         own = {"own_tokens": self.config.own_tokens, "shift": self.shift, "special": self.special_ids}
         parts: list[tuple[np.ndarray, csr_array]] = []
 
@@ -227,16 +228,10 @@ class VocabularyEncoder:
     @cached_property
     def _batcher(self) -> RowBatcher:
         kind = "cuda" if self.texts.device.startswith("cuda") else "cpu"
-        return RowBatcher(
-            OneStream(self.texts.device), dim=self.dim, batch_tokens=self.config.batch_tokens or _BATCH_TOKENS[kind]
-        )
+        return RowBatcher(self._stream, dim=self.dim, batch_tokens=self.config.batch_tokens or _BATCH_TOKENS[kind])
 
     @cached_property
-    def _network(self) -> Any:
-        import torch
-
-        if self.texts.device == "cpu":
-            torch.set_num_threads(self.config.num_threads or available_cpus())
+    def _stream(self) -> OneStream:
         network = load_towers(
             self.config.model,
             towers=self.config.towers,
@@ -245,7 +240,7 @@ class VocabularyEncoder:
             pools_padding=self._pools_padding,
             precision=self.texts.precision,
         )
-        return network.eval().to(self.texts.device)
+        return OneStream(network, self.texts.device, self.config.num_threads or available_cpus())
 
 
 class VocabularyReranker:
@@ -311,21 +306,6 @@ def in_order(parts: Sequence[tuple[Int64[np.ndarray, " row"], csr_array]]) -> cs
     """The batches of `parts` as one, each row where its number says."""
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     return csr_array(sp.vstack([part for _, part in parts], format="csr")[order])
-
-
-class OneStream:
-    """Batches run one after another; torch's own threads share the work of each."""
-
-    num_streams = 1
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-
-    def free_memory(self) -> None:
-        if self._device.startswith("cuda"):
-            import torch
-
-            torch.cuda.empty_cache()
 
 
 def _csr(values: np.ndarray, dims: np.ndarray, bounds: np.ndarray, num_dims: int) -> csr_array:

@@ -23,11 +23,12 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from raydr.encoders.checkpoint import fingerprint
+from raydr.encoders.device import OneStream, choose_device
 from raydr.encoders.multimodal import MultimodalCheckpoint, MultimodalEncoderConfig, MultimodalReader, Read
 from raydr.encoders.precision import Precision, choose_precision
 from raydr.encoders.text import available_cpus
 from raydr.encoders.token_batches import EncoderStats, RowBatcher
-from raydr.encoders.vocabulary import OneStream, SparseConfig, in_order, sparsified, special_tokens, word_pieces
+from raydr.encoders.vocabulary import SparseConfig, in_order, sparsified, special_tokens, word_pieces
 from raydr.encoders.vocabulary_weights import SETTINGS, VocabularySettings, default_shift, read_settings
 from raydr.errors import ConfigError
 from raydr.types import Modality, Passage, Query, WeightType
@@ -129,7 +130,7 @@ class PictureVocabularyEncoder:
         import torch
 
         own = {"own_tokens": self.config.own_tokens, "shift": self.shift, "special": self.special_ids}
-        network, device = self._network, torch.device(self._device)
+        network, device = self._stream.network, torch.device(self._stream.device)
         parts: list[tuple[np.ndarray, csr_array]] = []
 
         def encode(rows: Int64[np.ndarray, " row"]) -> None:
@@ -145,27 +146,16 @@ class PictureVocabularyEncoder:
         return in_order(parts)
 
     @cached_property
-    def _device(self) -> str:
-        if self.config.device != "auto":
-            return self.config.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-    @cached_property
     def _batcher(self) -> RowBatcher:
-        kind = "cuda" if self._device.startswith("cuda") else "cpu"
-        budget = self.config.batch_tokens or _BATCH_TOKENS[kind]
-        return RowBatcher(OneStream(self._device), dim=self.dim, batch_tokens=budget)
+        kind = "cuda" if self._stream.device.startswith("cuda") else "cpu"
+        return RowBatcher(self._stream, dim=self.dim, batch_tokens=self.config.batch_tokens or _BATCH_TOKENS[kind])
 
     @cached_property
-    def _network(self) -> Any:
-        import torch
-
-        if self._device == "cpu":
-            torch.set_num_threads(self.config.num_threads or available_cpus())
-        precision = choose_precision(self.config.precision, self._device)
-        return load_fusion(self.checkpoint, precision, shift=self.shift).eval().to(self._device)
+    def _stream(self) -> OneStream:
+        device = choose_device(self.config.device)
+        precision = choose_precision(self.config.precision, device)
+        network = load_fusion(self.checkpoint, precision, shift=self.shift)
+        return OneStream(network, device, self.config.num_threads or available_cpus())
 
 
 def shift_of(path: Path, asked: int | None, words: int) -> int:

@@ -47,7 +47,7 @@ def test_it_agrees_with_transformers_pipeline(model):
     tokens = AutoTokenizer.from_pretrained(model)
     theirs = pipeline("ner", model=network, tokenizer=tokens, aggregation_strategy="max", device="cpu")
     ours = tagger(model)
-    ours._network._network.transformer = network
+    ours._network.network.transformer = network
     for text, own in zip(texts, ours.tag(texts), strict=True):
         expected = [Entity(group["start"], group["end"], group["entity_group"]) for group in theirs(text)]
         assert len(own) > 2 and own == expected
