@@ -5,7 +5,8 @@
     python benchmarks/multimodal.py throughput --collection runs/emoji --model OUT/mm_embed-0/train_hard/model
 
 learn: for each seed a dual encoder (`clip_small.yaml`) is trained on the training part, its vision tower is given to a
-    small LLaVA-NeXT, and that is trained by MM-Embed's stages (`mm_embed_small.yaml`). Every one of them searches the
+    small LLaVA-NeXT, and that is trained by MM-Embed's stages (`mm_embed_small.yaml`); with `--vdr` a dual encoder of
+    sparse embeddings (`vdr_pictures_small.yaml`) from the same start as the first. Every one of them searches the
     whole test part, which is one pool of pictures, names and paragraphs of a text collection, with every kind of query;
     the picture that a query asks with is left out of its hits.
     The training part shows nothing of what the test part shows. Finished steps are used as they are, so an
@@ -81,6 +82,10 @@ def contenders(options: argparse.Namespace, seed: int) -> dict[str, Component]:
         model = (out / f"train_{stage}/model").resolve()
         if model.is_dir():
             found[name] = last.model_copy(update={"args": {**last.args, "model": str(model)}})
+    if options.vdr is not None:
+        out = options.work / f"vdr-{seed}"
+        config = load(RunConfig, CONFIGS / "vdr_pictures_small.yaml", [*train_on, f"out={out}", *options.vdr])
+        found["VDR, sparse"] = trained(config)
     return found
 
 
@@ -194,6 +199,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clip", nargs="*", default=[], help="learn: overrides of clip_small.yaml, key=value")
     parser.add_argument("--mm-embed", nargs="*", default=[], help="learn: overrides of mm_embed_small.yaml")
+    parser.add_argument("--vdr", nargs="*", help="learn: VDR as well, with overrides of vdr_pictures_small.yaml")
     parser.add_argument("--model", type=Path, help="throughput: a trained model's folder")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--passages", type=int, default=1000)

@@ -302,8 +302,8 @@ def sparsified(
     return _csr(values.float().cpu().numpy(), dims.cpu().numpy(), bounds, weights.shape[1])
 
 
-def in_order(parts: Sequence[tuple[Int64[np.ndarray, " row"], csr_array]]) -> csr_array:
-    """The batches of `parts` as one, each row where its number says."""
+def in_order(parts: Sequence[tuple[np.ndarray, csr_array]]) -> csr_array:
+    """The batches of `parts` as one; the numbers before each say where its rows belong."""
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     return csr_array(sp.vstack([part for _, part in parts], format="csr")[order])
 

@@ -29,9 +29,10 @@ from pydantic import Field
 from raydr.artifacts import open_artifact
 from raydr.config import Component, Config, validate
 from raydr.encoders.factory import EncoderFactory
-from raydr.encoders.multimodal import MultimodalEncoder
+from raydr.encoders.multimodal import MultimodalReader
 from raydr.encoders.text import TextEncoder
 from raydr.encoders.tokenization import BoundedTokenizer, load_tokenizer
+from raydr.encoders.vocabulary import in_order
 from raydr.errors import RaydrError
 from raydr.prf import refined
 from raydr.protocols import Encoder as EncoderProtocol
@@ -173,6 +174,8 @@ class Encoder:
                 return await self._batched(loaded, contents, side, request_id)
             parts = [[contents[row] for row in own] for own in rows.values()]
             found = await asyncio.gather(*(self._batched(loaded, part, side, request_id) for part in parts))
+        if loaded.info.is_sparse:
+            return in_order([(np.array(own), part) for own, part in zip(rows.values(), found, strict=True)])
         embeddings = np.empty((len(contents), loaded.info.dim), dtype=np.float32)
         for own, part in zip(rows.values(), found, strict=True):
             embeddings[own] = part
@@ -267,7 +270,8 @@ def load_encoder(ref: IndexRef, refiner: Component | None = None) -> _Loaded:
     name = Path(model).name if isinstance(model, str) else component.import_path.rpartition(":")[2]
     texts = getattr(inner, "texts", inner)  # of an encoder that has its texts read by another one
     tokens = Tokens(texts) if isinstance(texts, TextEncoder) else None
-    counter = inner.reader if isinstance(inner, MultimodalEncoder) else tokens
+    reader = getattr(inner, "reader", None)
+    counter = reader if isinstance(reader, MultimodalReader) else tokens
     reads_instructions = bool(getattr(inner, "reads_instructions", False))
     is_sparse = hasattr(inner, "tokens_of")
     read = (modalities_of(inner), reads_instructions, is_sparse)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tiny_pictures import build_pictures, picture, sent
 from tiny_serving import ANIMALS, check_error
 
+from raydr.config import Component
 from raydr.encoders.factory import EncoderFactory
 from raydr.index.reader import IndexReader
 from raydr.types import Query
@@ -94,3 +96,22 @@ def test_the_list_of_models_says_what_can_be_explained(sparse, client):
     for served, expected in ((sparse, True), (client, False)):
         (card,) = served.get("/v1/models").json()["data"]
         assert card["explains"] is expected
+
+
+def test_a_picture_is_found_by_words_and_says_which(serve_in_process, tmp_path):
+    """Passages that are pictures, in one vocabulary with texts; and a picture as the query."""
+    from tests.encoders.test_multimodal import checkpoint
+
+    model = str(checkpoint("vision-text-dual-encoder", tmp_path / "dual"))
+    args = {"model": model, "query_topk": 32, "passage_topk": None, "num_threads": 1, "precision": "float32"}
+    method = Component(import_path="raydr.methods.vdr:VdrPictures", args={**args, "device": "cpu"})
+    client = serve_in_process(index=build_pictures(tmp_path / "index", method))
+    asked = {"query": "a red rose", "k": 6, "explain": True}
+    hits = client.post("/v1/search", json=asked).json()["hits"]
+    assert len(hits) == 6
+    red = next(hit for hit in hits if hit["id"] == "red")["explanation"]
+    assert len(red["passage"]) > 1 and red["passage"][0]["weight"] > red["passage"][-1]["weight"] > 0
+    shares = sum(match["weight"] for match in red["matches"])
+    assert shares + red["rest"] == pytest.approx(red["score"], rel=1e-4)
+    by_picture = client.post("/v1/search", json={"image": sent(picture("red")), "k": 6, "explain": True}).json()["hits"]
+    assert by_picture[0]["id"] == "red" and by_picture[0]["explanation"]["matches"]

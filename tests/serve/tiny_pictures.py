@@ -11,15 +11,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tiny_serving import LexicalReranker, embedded
+from tiny_serving import LexicalReranker
 
 from raydr.config import Component
 from raydr.data.config import DataConfig
 from raydr.data.images import ImageConfig, decode_rgb, prepare_image
 from raydr.data.ingest import ingest
+from raydr.encoders.factory import EncoderFactory
 from raydr.index.build import build_index
 from raydr.index.config import IndexConfig
 from raydr.methods.base import Method
+from raydr.stages.config import EmbedConfig
+from raydr.stages.embed import embed_corpus
 from raydr.types import Hit
 
 COLOURS = {"red": (225, 25, 25), "green": (25, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 30)}
@@ -75,7 +78,9 @@ def build_pictures(folder: Path, method: Component, *, num_shards: int = 2) -> P
     (folder / "qrels").mkdir()
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tred\t1\n")
     corpus = ingest(DataConfig(path=str(folder), images=PREPARED), folder / "corpus")
-    embeddings = embedded(corpus, method.build().encoder(), method, folder / "embed")
+    embeddings = embed_corpus(
+        corpus, EncoderFactory(method), EmbedConfig(), folder / "embed", use_ray=False, method=method
+    )
     build_index(corpus, embeddings, IndexConfig(num_shards=num_shards), folder / "index", use_ray=False)
     return folder / "index"
 
