@@ -252,7 +252,52 @@ class MultimodalEmbedder(nn.Module):
         return torch.arange(is_visual.shape[1], device=is_visual.device).expand_as(is_visual)
 
 
-class ScoreFusion(nn.Module):
+class Fusion(nn.Module):
+    """Two towers whose outputs are added: what has a text and a picture is the sum of both.
+
+    A subclass says what each gives (`words`, `pictures`).
+    """
+
+    size: int
+    """Side of the pictures, in pixels."""
+
+    def __init__(self, *, normalize: bool) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.always_looks = False
+        """As in `MultimodalEmbedder`."""
+
+    def words(self, input_ids: Tensor, attention_mask: Tensor | None) -> Float[Tensor, "text dim"]:
+        """The text tower's."""
+        raise NotImplementedError
+
+    def pictures(self, pixels: Tensor) -> Float[Tensor, "image dim"]:
+        """The vision tower's."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "text token"],
+        attention_mask: Int[Tensor, "text token"] | None = None,
+        pooled: Int[Tensor, "text token"] | None = None,
+        pixels: UInt8[Tensor, "image 3 size size"] | None = None,
+        rows: Int[Tensor, " image"] | None = None,
+    ) -> Float[Tensor, "text dim"]:
+        """Embeddings of texts padded on the right. `rows` says which text each picture belongs to; a text of which
+        nothing is `pooled` counts for nothing beside its picture.
+        """
+        fused = self.words(input_ids, attention_mask).float()
+        if pooled is not None:
+            fused = fused * pooled.any(dim=1, keepdim=True)
+        if pixels is not None and rows is not None:
+            fused = fused.index_add(0, rows, self.pictures(pixels).float())
+        elif self.always_looks:
+            nothing = input_ids.new_zeros((1, 3, self.size, self.size), dtype=torch.uint8)
+            fused = fused + 0 * self.pictures(nothing).sum().float()
+        return nn.functional.normalize(fused, dim=-1) if self.normalize else fused
+
+
+class ScoreFusion(Fusion):
     """A CLIP-style dual encoder: the embeddings of picture and text are added.
 
     Args:
@@ -269,48 +314,25 @@ class ScoreFusion(nn.Module):
         pooling: Literal["own", "mean"] = "own",
         normalize: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(normalize=normalize)
         self.transformer: Any = transformer
         self.pixels = Normalize(preprocessing)
         self.size = preprocessing.size
-        self.pooling, self.normalize = pooling, normalize
-        self.always_looks = False
-        """As in `MultimodalEmbedder`."""
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "text token"],
-        attention_mask: Int[Tensor, "text token"] | None = None,
-        pooled: Int[Tensor, "text token"] | None = None,
-        pixels: UInt8[Tensor, "image 3 size size"] | None = None,
-        rows: Int[Tensor, " image"] | None = None,
-    ) -> Float[Tensor, "text dim"]:
-        """Embeddings of texts padded on the right. `rows` says which text each picture belongs to; a text of which
-        nothing is `pooled` counts for nothing beside its picture.
-        """
-        words = self._words(input_ids, attention_mask).float()
-        if pooled is not None:
-            words = words * pooled.any(dim=1, keepdim=True)
-        if pixels is not None and rows is not None:
-            words = words.index_add(0, rows, self._pictures(pixels).float())
-        elif self.always_looks:
-            nothing = input_ids.new_zeros((1, 3, self.size, self.size), dtype=torch.uint8)
-            words = words + 0 * self._pictures(nothing).sum().float()
-        return nn.functional.normalize(words, dim=-1) if self.normalize else words
+        self.pooling = pooling
 
     @property
     def vision_tower(self) -> nn.Module:
         """What turns pictures into features, before the projection."""
         return self.transformer.vision_model
 
-    def _words(self, input_ids: Tensor, attention_mask: Tensor | None) -> Float[Tensor, "text dim"]:
+    def words(self, input_ids: Tensor, attention_mask: Tensor | None) -> Float[Tensor, "text dim"]:
         model = self.transformer
         if self.pooling == "own":
             return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         hidden = model.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return model.text_projection(mean_of_tokens(hidden, attention_mask))
 
-    def _pictures(self, pixels: Tensor) -> Float[Tensor, "image dim"]:
+    def pictures(self, pixels: Tensor) -> Float[Tensor, "image dim"]:
         model = self.transformer
         values = self.pixels(pixels).to(model.dtype)
         return model.get_image_features(pixel_values=values).pooler_output

@@ -15,11 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional
 
-from raydr.models.multimodal import Normalize, Preprocessing
+from raydr.models.multimodal import Fusion, Normalize, Preprocessing
 from raydr.models.vocabulary import VocabularyTower, elu1p, highest_over_positions
 
 
@@ -54,7 +53,7 @@ class PictureTower(nn.Module):
         return elu1p(highest_over_positions(hidden, self.words, None).float())
 
 
-class VocabularyFusion(nn.Module):
+class VocabularyFusion(Fusion):
     """One vector over the vocabulary for a text, a picture, or both.
 
     Args:
@@ -64,33 +63,16 @@ class VocabularyFusion(nn.Module):
     """
 
     def __init__(self, text: VocabularyTower, vision: PictureTower, *, normalize: bool = True) -> None:
-        super().__init__()
-        self.text, self.vision, self.normalize = text, vision, normalize
-        self.always_looks = False
-        """As in `raydr.models.multimodal.MultimodalEmbedder`."""
+        super().__init__(normalize=normalize)
+        self.text, self.vision, self.size = text, vision, vision.size
 
     @property
     def vision_tower(self) -> nn.Module:
         """What turns pictures into features, before the layer norm."""
         return self.vision.tower
 
-    def forward(
-        self,
-        input_ids: Int[Tensor, "text token"],
-        attention_mask: Int[Tensor, "text token"] | None = None,
-        pooled: Int[Tensor, "text token"] | None = None,
-        pixels: UInt8[Tensor, "image 3 size size"] | None = None,
-        rows: Int[Tensor, " image"] | None = None,
-    ) -> Float[Tensor, "text vocab"]:
-        """Weights of texts padded on the right. `rows` says which text each picture belongs to; a text of which nothing
-        is `pooled` counts for nothing beside its picture.
-        """
-        weights = self.text(input_ids, attention_mask)
-        if pooled is not None:
-            weights = weights * pooled.any(dim=1, keepdim=True)
-        if pixels is not None and rows is not None:
-            weights = weights.index_add(0, rows, self.vision(pixels))
-        elif self.always_looks:
-            nothing = input_ids.new_zeros((1, 3, self.vision.size, self.vision.size), dtype=torch.uint8)
-            weights = weights + 0 * self.vision(nothing).sum()
-        return functional.normalize(weights, dim=1) if self.normalize else weights
+    def words(self, input_ids: Tensor, attention_mask: Tensor | None) -> Float[Tensor, "text vocab"]:
+        return self.text(input_ids, attention_mask)
+
+    def pictures(self, pixels: Tensor) -> Float[Tensor, "image vocab"]:
+        return self.vision(pixels)

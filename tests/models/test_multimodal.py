@@ -191,7 +191,7 @@ def test_score_fusion_adds(kind):
     pooled = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0]])
     pixels, rows = pictures(2), torch.tensor([1, 2])
     found = network(ids, mask, pooled, pixels, rows)
-    words, seen = network(ids, mask), network._pictures(pixels)
+    words, seen = network(ids, mask), network.pictures(pixels)
     torch.testing.assert_close(found[0], words[0])
     torch.testing.assert_close(found[1], words[1] + seen[0])
     torch.testing.assert_close(found[2], seen[1])
