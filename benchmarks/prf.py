@@ -55,6 +55,7 @@ from raydr.verbs.train import train, trained
 REPOSITORY = Path(__file__).resolve().parent.parent
 MEASURES = EvaluateConfig(measures=["nDCG@10", "RR@10", "R@100"])
 LENGTHS = {"max_query_tokens": 32, "max_passage_tokens": 128}
+FEEDBACK_TOKENS = 64  # of each passage, as ance_prf_small.yaml has it
 K = 3
 
 
@@ -93,6 +94,7 @@ class Base:
         settings = [
             *(f"data.path={self.data}", "data.split=test", "data.on_empty=keep", f"out={out}"),
             f"method.args.retriever={json.dumps(self.method.model_dump(mode='json'))}",
+            f"method.args.max_tokens={LENGTHS['max_query_tokens'] + FEEDBACK_TOKENS * max(K, k)}",
             *(f"method.args.num_feedback={k}", f"mine.base_index={self.out / 'index'}", f"train.seed={seed}"),
             *overrides,
         ]
@@ -115,6 +117,8 @@ def cased(method: Component, out: Path) -> Any:
     spec = json.loads(file.read_text())
     spec["normalizer"]["lowercase"] = False
     file.write_text(json.dumps(spec))
+    file = folders["base"] / "tokenizer_config.json"  # which has a say as well
+    file.write_text(json.dumps({**json.loads(file.read_text()), "do_lower_case": False}))
     known = json.loads((folders["model"] / SETTINGS).read_text())
     (folders["model"] / SETTINGS).write_text(json.dumps({**known, "lowercase": False}))
     settings = part_of(FeedbackInput, built.config.model_copy(update={"lowercase": False}))

@@ -9,7 +9,7 @@ ielab/APR, Pyserini); of the papers only the abstracts were at hand.
 2. q1 = f_prf(query, text of the k hits); f_prf starts as a copy of f_q and is all that is trained
 3. search again with q1 alone, in the same index
 4. loss = -log softmax of q1 . d+ against q1 . d-, over one positive and m negatives of the first search; every d is the
-   frozen vector that the index has
+   frozen vector that the index has (scores are divided by `temperature`: 1 in the papers, whose vectors are long)
 
 | formula | where |
 | --- | --- |
@@ -82,6 +82,9 @@ class AncePrfConfig(FeedbackInput):
     (APR); `random`: drawn anew of all at every visit."""
     num_candidates: int = Field(default=100, ge=1)
     """Candidates of each query that negatives come from: so many are drawn of those that were mined."""
+    temperature: float = Field(default=1.0, gt=0)
+    """What inner products are divided by in the loss. 1, the papers', is for vectors of any length; one of length 1 has
+    scores so near one another that nothing is learned of them: give such a retriever what it was trained with (0.05)."""
     in_batch: bool = False
     """Whether the other queries' passages are negatives too."""
     gather: bool = True
@@ -102,8 +105,8 @@ class AncePrfConfig(FeedbackInput):
 class FrozenPassages(EmbeddingObjective):
     """The listwise loss over each query's own block, or over all passages of the batch; scores are inner products."""
 
-    def __init__(self, *, in_batch: bool) -> None:
-        self._in_batch = in_batch
+    def __init__(self, *, in_batch: bool, temperature: float = 1.0) -> None:
+        self._in_batch, self._temperature = in_batch, temperature
 
     def loss(
         self, queries: Float[Tensor, "query dim"], passages: Float[Tensor, "passage dim"], batch: Labels
@@ -112,9 +115,9 @@ class FrozenPassages(EmbeddingObjective):
         own = (queries[:, None, :] * own_passages).sum(dim=2)
         accuracy = (own[:, :1] > own[:, 1:]).all(dim=1).float().mean()
         if self._in_batch:
-            loss = contrastive(queries @ passages.T, batch.positives)
+            loss = contrastive(queries @ passages.T, batch.positives, temperature=self._temperature)
         else:
-            loss = listwise(own, batch.groups(batch.positives))
+            loss = listwise(own / self._temperature, batch.groups(batch.positives))
         return LossOutput(loss, {"accuracy": accuracy.detach()})
 
 
@@ -266,7 +269,7 @@ class AncePrf(Method):
         return kept
 
     def build_objective(self) -> EmbeddingObjective:
-        objective = FrozenPassages(in_batch=self.config.in_batch)
+        objective = FrozenPassages(in_batch=self.config.in_batch, temperature=self.config.temperature)
         objective.gather = self.config.in_batch and self.config.gather
         return objective
 

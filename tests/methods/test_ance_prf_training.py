@@ -18,11 +18,11 @@ from raydr.types import Passage, Query
 class TestLoss:
     """5."""
 
-    def output(self, queries, passages, *, in_batch=False):
+    def output(self, queries, passages, *, in_batch=False, temperature=1.0):
         rows = torch.arange(len(passages))
         group = len(passages) // len(queries)
         labels = Labels(passage_rows=rows, positive_rows=rows[::group, None])
-        return FrozenPassages(in_batch=in_batch).loss(queries, passages, labels)
+        return FrozenPassages(in_batch=in_batch, temperature=temperature).loss(queries, passages, labels)
 
     def test_of_two_candidates_it_is_softplus(self):
         queries, passages = torch.randn(1, 6), torch.randn(2, 6)
@@ -36,6 +36,13 @@ class TestLoss:
         torch.testing.assert_close(self.output(queries, passages).loss, expected)
         turned = passages.view(3, 5, 6)[:, [0, 3, 1, 4, 2]].flatten(0, 1)
         torch.testing.assert_close(self.output(queries, turned).loss, expected)
+
+    @pytest.mark.parametrize("in_batch", [False, True])
+    def test_a_temperature_is_longer_vectors(self, in_batch):
+        queries, passages = torch.randn(2, 6), torch.randn(2 * 4, 6)
+        cold = self.output(queries, passages, in_batch=in_batch, temperature=0.05)
+        torch.testing.assert_close(cold.loss, self.output(queries * 20, passages, in_batch=in_batch).loss)
+        assert AncePrf(AncePrfConfig(temperature=0.05)).build_objective()._temperature == 0.05
 
     def test_others_passages_count_in_batch_only(self):
         queries, passages = torch.randn(2, 6, requires_grad=True), torch.randn(2 * 4, 6)
