@@ -83,8 +83,8 @@ class AncePrfConfig(FeedbackInput):
     num_candidates: int = Field(default=100, ge=1)
     """Candidates of each query that negatives come from: so many are drawn of those that were mined."""
     temperature: float = Field(default=1.0, gt=0)
-    """What inner products are divided by in the loss. 1, the papers', is for vectors of any length; one of length 1 has
-    scores so near one another that nothing is learned of them: give such a retriever what it was trained with (0.05)."""
+    """What inner products are divided by in the loss. 1, the papers', is for vectors of any length. Those of length 1
+    have scores so near one another that nothing is learned of them: give the retriever's own temperature (0.05)."""
     in_batch: bool = False
     """Whether the other queries' passages are negatives too."""
     gather: bool = True

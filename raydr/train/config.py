@@ -55,6 +55,9 @@ class TrainConfig(Placement):
     """Steps in all."""
     seed: int = 0
     """Of batches, drawn negatives, dropout and new weights."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Share of values that are left out at random; null: what the checkpoint is configured with. On CPUs drawing them
+    takes up to half of a step."""
 
     # --- optimiser
     learning_rate: float = Field(default=2e-5, gt=0)

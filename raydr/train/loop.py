@@ -99,6 +99,7 @@ class _Training:
     def __init__(self, job: Job, worker_rank: int, num_workers: int) -> None:
         import torch
 
+        from raydr.train.dropout import set_dropout
         from raydr.train.engine import Engine
         from raydr.train.lora import with_adapters
 
@@ -114,6 +115,8 @@ class _Training:
         self.dev = ExampleSet.open(job.dev) if job.dev is not None and method.is_measured_on_dev else None
         self.sampler = method.build_batches(self.examples, batch_size=self.config.batch_size, seed=self.config.seed)
         model = method.build_model()
+        if self.config.dropout is not None:
+            set_dropout(model, self.config.dropout)
         if self.config.lora is not None:
             model = with_adapters(model, self.config.lora)
         self.method = method
