@@ -4,6 +4,7 @@
     python benchmarks/training.py workers --rounds 3
     python benchmarks/training.py memory
     python benchmarks/training.py layers --rounds 15
+    python benchmarks/training.py passes --rounds 5
     python benchmarks/training.py gpu --batch 128 --shape bert-large --out results/training-gpu
 
 Contenders train the same checkpoint (dropout set to zero, so that equal batches give equal losses) on the same batches
@@ -14,7 +15,9 @@ step's time is the median after the first six; memory is the proportional set si
 included, at its highest.
 
 layers: one linear layer of MiniLM in float32, forward and backward, by PyTorch's own and by raydr/train/linear.py
-gpu: the same in bfloat16 on one GPU, of MiniLM or of an untrained BERT of a published shape; memory is the GPU's, as
+passes: MiniLM forward and backward over 16 texts of one length, with its own dropout of 0.1 and without, attending by
+    PyTorch's fused kernel and by plain matrix products
+gpu: throughput in bfloat16 on one GPU, of MiniLM or of an untrained BERT of a published shape; memory is the GPU's, as
     nvidia-smi tells it. The share of the card's peak counts 6 operations per weight and token and attention's
     products, padding not counted, against the H100's 989 TFLOP/s (bfloat16, dense). Unfinished: its
     contenders have run once.
@@ -297,9 +300,49 @@ def layers(options: argparse.Namespace) -> None:
     )
 
 
+def passes(options: argparse.Namespace) -> None:
+    import torch
+    from transformers import AutoModel
+
+    from raydr.train.dropout import set_dropout
+
+    precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    rows, results = [], {}
+    for precision, length in ((name, length) for name in precisions for length in (64, 192, 224, 384)):
+        tokens = torch.randint(1000, 30_000, (BATCH, length))
+        contenders = {}
+        for attention, share in ((kind, share) for share in (0.1, 0.0) for kind in ("sdpa", "eager")):
+            network = AutoModel.from_pretrained(
+                locate("minilm"), attn_implementation=attention, dtype=precisions[precision]
+            ).train()
+            set_dropout(network, share)
+
+            def step(network: Any = network, tokens: torch.Tensor = tokens) -> None:
+                network.zero_grad(set_to_none=True)
+                network(input_ids=tokens).last_hidden_state.float().mean().backward()
+
+            contenders[f"{'fused' if attention == 'sdpa' else 'plain'}, dropout {share:g}"] = step
+        found = rounds(contenders, options.rounds)
+        rows.append([precision, str(length), *(spread(values, 1000) for values in found.values())])
+        print(rows[-1], flush=True, file=sys.stderr)
+        results[f"{precision}, {length}"] = found
+    table = markdown(["precision", "tokens", *(f"{name}, ms" for name in contenders)], rows)
+    write(options.out, f"MiniLM forward and backward, {BATCH} texts, {torch.get_num_threads()} threads", table, results)
+
+
+WORKLOADS = {
+    "throughput": throughput,
+    "workers": workers,
+    "memory": memory,
+    "layers": layers,
+    "passes": passes,
+    "gpu": gpu,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", choices=["throughput", "workers", "memory", "layers", "gpu"])
+    parser.add_argument("workload", choices=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--shape", choices=["minilm", *SHAPES], default="minilm", help="of the network")
@@ -307,8 +350,7 @@ def main() -> None:
     parser.add_argument("--reference", help="contender that the speeds are divided by (default: the last)")
     parser.add_argument("--out", type=Path, default=Path("results/training"))
     options = parser.parse_args()
-    workloads = {"throughput": throughput, "workers": workers, "memory": memory, "layers": layers, "gpu": gpu}
-    workloads[options.workload](options)
+    WORKLOADS[options.workload](options)
 
 
 if __name__ == "__main__":
