@@ -55,7 +55,7 @@ from raydr.verbs.train import train, trained
 REPOSITORY = Path(__file__).resolve().parent.parent
 MEASURES = EvaluateConfig(measures=["nDCG@10", "RR@10", "R@100"])
 LENGTHS = {"max_query_tokens": 32, "max_passage_tokens": 128}
-FEEDBACK_TOKENS = 64  # of each passage, as ance_prf_small.yaml has it
+FEEDBACK_TOKENS = 64  # of each passage
 K = 3
 
 
@@ -94,6 +94,7 @@ class Base:
         settings = [
             *(f"data.path={self.data}", "data.split=test", "data.on_empty=keep", f"out={out}"),
             f"method.args.retriever={json.dumps(self.method.model_dump(mode='json'))}",
+            f"method.args.max_feedback_tokens={FEEDBACK_TOKENS}",
             f"method.args.max_tokens={LENGTHS['max_query_tokens'] + FEEDBACK_TOKENS * max(K, k)}",
             *(f"method.args.num_feedback={k}", f"mine.base_index={self.out / 'index'}", f"train.seed={seed}"),
             *overrides,

@@ -84,7 +84,7 @@ class AncePrfConfig(FeedbackInput):
     """Candidates of each query that negatives come from: so many are drawn of those that were mined."""
     temperature: float = Field(default=1.0, gt=0)
     """What inner products are divided by in the loss. 1, the papers', is for vectors of any length. Those of length 1
-    have scores so near one another that nothing is learned of them: give the retriever's own temperature (0.05)."""
+    have scores so alike that hardly anything is learned of them: give the retriever's own temperature (0.05)."""
     in_batch: bool = False
     """Whether the other queries' passages are negatives too."""
     gather: bool = True
@@ -105,7 +105,7 @@ class AncePrfConfig(FeedbackInput):
 class FrozenPassages(EmbeddingObjective):
     """The listwise loss over each query's own block, or over all passages of the batch; scores are inner products."""
 
-    def __init__(self, *, in_batch: bool, temperature: float = 1.0) -> None:
+    def __init__(self, *, in_batch: bool, temperature: float) -> None:
         self._in_batch, self._temperature = in_batch, temperature
 
     def loss(
@@ -117,7 +117,7 @@ class FrozenPassages(EmbeddingObjective):
         if self._in_batch:
             loss = contrastive(queries @ passages.T, batch.positives, temperature=self._temperature)
         else:
-            loss = listwise(own / self._temperature, batch.groups(batch.positives))
+            loss = listwise(own, batch.groups(batch.positives), temperature=self._temperature)
         return LossOutput(loss, {"accuracy": accuracy.detach()})
 
 

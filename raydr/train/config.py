@@ -57,7 +57,7 @@ class TrainConfig(Placement):
     """Of batches, drawn negatives, dropout and new weights."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of values that are left out at random; null: what the checkpoint is configured with. On CPUs drawing them
-    takes half of a step and more (`benchmarks/results.md`, W9)."""
+    takes long: half of a pass over texts of 192 tokens (`benchmarks/results.md`, W9)."""
 
     # --- optimiser
     learning_rate: float = Field(default=2e-5, gt=0)

@@ -1,7 +1,7 @@
 """One dropout for a whole network, whatever its checkpoint was configured with.
 
-Notable: on a CPU PyTorch draws the masks number by number, which takes half of a training step of a small encoder and
-more where texts are long (W9 in benchmarks/results.md); `train.dropout: 0` saves that.
+Notable: on a CPU PyTorch draws the masks number by number, which takes about half of a small encoder's pass over
+texts of 192 tokens and more of longer ones (W9 in benchmarks/results.md); `train.dropout: 0` saves that.
 """
 
 from __future__ import annotations
