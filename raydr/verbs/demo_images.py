@@ -109,12 +109,13 @@ def _run(config: DemoImagesConfig, folder: str, method: Component, steps: int, l
         index=IndexConfig(factory="Flat"),
         search=SearchConfig(k=100),
         evaluate=EvaluateConfig(measures=["R@10", "R@5", "R@1"]),
-        mine=MineConfig(split="train", sources=["model"], modality_aware=ModalityConfig()),
+        mine=MineConfig(split="train", sources=["model"], modality_aware=ModalityConfig(depth=30, low_rank=0)),
         train=TrainConfig(
             batch_size=64,
             max_steps=steps,
             learning_rate=learning_rate,
             warmup_share=0.05,
+            dropout=0.0,
             worker_cpus=available_cpus(),
             precision=fast_precision(),
         ),
@@ -136,6 +137,7 @@ def _mm_embed(config: DemoImagesConfig, *, tower: Path) -> RunConfig:
         "pooling": "mean",
         "bidirectional": True,
         "train_vision": True,
+        "hard_from": "random",
         "random_steps": config.random_steps,
         "hard_steps": config.hard_steps,
         "instruction": PICTURE,  # of queries that say nothing of it, as most on the page do
