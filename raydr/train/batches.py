@@ -2,7 +2,8 @@
 
 Notable: each worker streams its own share, which the sampler and its rank decide, so no worker waits for another's rows
 and none is fed twice; a batch travels as ragged token ids and is padded where it is used. A run that is resumed starts
-its stream at its step, nothing before it is tokenised again.
+its stream at its step, nothing before it is tokenised again. While as much is tokenised as has room, Ray Data's loop,
+which runs in the training worker's own process, looks for room a few times a second (`Paced`).
 
     tokenizer = BatchTokenizer(encoder_config)
     batches = stream(sampler, tokenizer, examples, first=0, last=100, worker_rank=0, num_workers=2)      # TrainBatch
@@ -11,6 +12,7 @@ its stream at its step, nothing before it is tokenised again.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 _BATCHES_PER_BLOCK = 16
 _BLOCKS_AHEAD = 256
 """Blocks in one execution of Ray Data: a plan is a few numbers for each group, starting an execution costs seconds."""
+_PACE_S = 0.05
+"""Seconds between two looks of Ray Data's loop."""
 
 
 Tokenized: TypeAlias = dict[str, Texts | Vectors]
@@ -149,6 +153,8 @@ def _on_ray(
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    paced: Any = Paced  # Ray asks for a class with its methods, its type for one of its own
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, paced]
     blocks = [
         _plan(batches[start : start + _BATCHES_PER_BLOCK]) for start in range(0, len(batches), _BATCHES_PER_BLOCK)
     ]
@@ -171,6 +177,23 @@ def _on_ray(
         tables: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         for table in tables:
             yield from table.to_pylist()
+
+
+class Paced:
+    """Told of every step of Ray Data's loop, and makes it wait.
+
+    The loop waits for its tasks. What is done already and may not be read yet, for want of room in the object store,
+    lets it go round without a pause: a whole core, and half of Python's lock, of the process that trains.
+    """
+
+    def before_execution_starts(self, executor: object) -> None: ...
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(_PACE_S)
+
+    def after_execution_succeeds(self, executor: object) -> None: ...
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None: ...
 
 
 class _Tokenize:

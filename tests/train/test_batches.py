@@ -1,5 +1,6 @@
 """From groups to tensors: the texts of the groups, the labels of the groups; on Ray Data as in this process."""
 
+import time
 from itertools import chain
 
 import pytest
@@ -83,3 +84,25 @@ def test_ray_data_gives_the_same_in_the_same_order(ray_cluster, examples):
     here, there = batches(examples, last=40), batches(examples, last=40, on_ray=True)
     assert len(there) == 40
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_a_stream_that_waits_for_the_training_leaves_it_the_processor(ray_cluster, examples, monkeypatch):
+    """With a core of its own, and half of Python's lock, Ray Data's loop would take half of a training on two cores."""
+    from ray.data import DataContext
+
+    from raydr.train import batches as module
+
+    limited = DataContext.get_current().copy()
+    limited.execution_options.resource_limits = limited.execution_options.resource_limits.copy(object_store_memory=1)
+    monkeypatch.setattr(module, "_BATCHES_PER_BLOCK", 1)
+    sampler = RandomBatches(examples, batch_size=4, num_negatives=2, seed=0)
+    with DataContext.current(limited):
+        rows = stream(sampler, TOKENIZER, examples, first=0, last=60, worker_rank=0, num_workers=1)
+        assert next(rows).labels.group_size == 3
+        used = []
+        for _ in range(3):
+            before = time.process_time()
+            time.sleep(1)  # a step of training
+            used.append(time.process_time() - before)
+        assert sum(1 for _ in rows) == 59
+    assert min(used) < 0.4, used
