@@ -3,7 +3,7 @@
 Notable: each worker streams its own share, which the sampler and its rank decide, so no worker waits for another's rows
 and none is fed twice; a batch travels as ragged token ids and is padded where it is used. A run that is resumed starts
 its stream at its step, nothing before it is tokenised again. While as much is tokenised as has room, Ray Data's loop,
-which runs in the training worker's own process, looks for room a few times a second (`Paced`).
+which runs in the training worker's own process, looks for room at most twenty times a second (`Paced`).
 
     tokenizer = BatchTokenizer(encoder_config)
     batches = stream(sampler, tokenizer, examples, first=0, last=100, worker_rank=0, num_workers=2)      # TrainBatch
