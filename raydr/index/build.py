@@ -227,18 +227,19 @@ def _plan(
 
 
 def _on_ray(config: IndexConfig, num_shards: int) -> Callable[[list[ShardPlan]], Iterator[ShardRecord]]:
-    """Builds plans as Ray tasks that share the cluster's CPUs evenly; yields records as they come.
+    """Builds plans as Ray tasks whose threads share the cluster's CPUs evenly; yields records as they come.
 
-    No task asks for more than a node has: it would wait for ever.
+    A task reserves one CPU: one that reserved all that it uses would wait until nothing else holds any of them, and
+    what serves holds its own for good.
     """
     import ray
 
     nodes = config.nodes()
-    cpus = max(1, int(min(sum(node["CPU"] for node in nodes) // num_shards, smallest_node_cpus(nodes))))
-    task: Any = ray.remote(num_cpus=cpus, scheduling_strategy="SPREAD", **config.options())(build_shard)
+    threads = max(1, int(min(sum(node["CPU"] for node in nodes) // num_shards, smallest_node_cpus(nodes))))
+    task: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", **config.options())(build_shard)
 
     def run(plans: list[ShardPlan]) -> Iterator[ShardRecord]:
-        pending = [task.remote(plan, cpus) for plan in plans]
+        pending = [task.remote(plan, threads) for plan in plans]
         while pending:
             done, pending = ray.wait(pending)
             yield from ray.get(done)

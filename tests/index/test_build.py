@@ -186,3 +186,19 @@ def test_ray_tasks_build_the_same_index(embedded, tmp_path, ray_cluster):
     remote = build_index(*embedded, config, tmp_path / "ray", use_ray=True)
     assert remote.manifest.details == local.manifest.details
     assert remote.manifest.files == local.manifest.files
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(60)
+def test_shards_are_built_beside_what_holds_a_cpu_for_good(embedded, tmp_path, ray_cluster):
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Served:
+        def is_up(self):
+            return True
+
+    served = Served.remote()
+    assert ray.get(served.is_up.remote())
+    assert build_index(*embedded, IndexConfig(num_shards=1), tmp_path / "index", use_ray=True).manifest.counts
+    ray.kill(served)
