@@ -230,7 +230,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         quality.plot(places, [row[measure] for row in rows], marker="o", label=measure)
     size.plot(places, [row["bytes"] for row in rows], marker="o", color="black")
     for axes, name in ((quality, "quality"), (size, "bytes per passage")):
-        axes.set_xscale("log", base=2)
+        axes.set_xscale("symlog", base=2, linthresh=16)  # 0: the own words alone
         axes.set_xlabel("dimensions kept")
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
