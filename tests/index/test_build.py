@@ -199,6 +199,8 @@ def test_shards_are_built_beside_what_holds_a_cpu_for_good(embedded, tmp_path, r
             return True
 
     served = Served.remote()
-    assert ray.get(served.is_up.remote())
-    assert build_index(*embedded, IndexConfig(num_shards=1), tmp_path / "index", use_ray=True).manifest.counts
-    ray.kill(served)
+    try:
+        assert ray.get(served.is_up.remote())
+        assert build_index(*embedded, IndexConfig(num_shards=1), tmp_path / "index", use_ray=True).manifest.counts
+    finally:
+        ray.kill(served)  # the cluster is the whole session's
