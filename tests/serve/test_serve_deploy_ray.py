@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,7 +50,8 @@ def cluster(tmp_path):
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     yield {**environment, "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}"}, process
     for part in psutil.Process(process.pid).children(recursive=True):  # SIGTERM would have Ray wait half a minute
-        part.kill()
+        with suppress(psutil.NoSuchProcess):  # one ends with another
+            part.kill()
     process.kill()
     process.wait()
     log.close()
