@@ -23,9 +23,12 @@ class Progress:
     def __init__(self, name: str, *, total: int, initial: int = 0, unit: str = "item") -> None:
         from tqdm import tqdm
 
-        self._name, self._total, self._initial, self._unit = name, total, initial, unit
+        self._name, self._total, self._unit = name, total, unit
         self._done = initial
-        self._started = self._written = time.monotonic()
+        self._written = time.monotonic()
+        self._since: tuple[int, float] | None = None
+        """How many were done, and when, at the first update: what came before it, workers that start and a model that
+        is loaded, says nothing of the rate."""
         self._bar = tqdm(total=total, initial=initial, desc=name, unit=unit, unit_scale=total > 10_000, disable=None)
 
     def __enter__(self) -> Progress:
@@ -42,19 +45,22 @@ class Progress:
 
     def update_to(self, done: int) -> None:
         """`done` are done in all."""
+        now = time.monotonic()
+        if done < self._done or (self._since is None and done > self._done):  # resumed further back than it had come
+            self._since = (done, now)
         self._bar.update(done - self._done)
         self._done = done
-        now = time.monotonic()
-        if done < self._initial:  # what was resumed begins further back than it had come
-            self._initial, self._started = done, now
         if self._bar.disable and now - self._written >= LINE_EVERY_S:
             self._written = now
-            print(self._line(now - self._started), file=sys.stderr, flush=True)
+            print(self._line(now), file=sys.stderr, flush=True)
 
-    def _line(self, seconds: float) -> str:
-        rate = (self._done - self._initial) / seconds if seconds > 0 else 0.0
-        left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
-        return f"{self._name}: {self._done:,} of {self._total:,} ({_readable(rate)} {self._unit}/s{left})"
+    def _line(self, now: float) -> str:
+        line = f"{self._name}: {self._done:,} of {self._total:,}"
+        first, since = self._since or (self._done, now)
+        if self._done <= first or now <= since:
+            return line
+        rate = (self._done - first) / (now - since)
+        return f"{line} ({_readable(rate)} {self._unit}/s, {(self._total - self._done) / rate:.0f} s left)"
 
 
 @contextmanager
