@@ -138,6 +138,7 @@ def _mm_embed(config: DemoImagesConfig, *, tower: Path) -> RunConfig:
         "bidirectional": True,
         "train_vision": True,
         "hard_from": "random",
+        "wrong_modality_share": 1,
         "random_steps": config.random_steps,
         "hard_steps": config.hard_steps,
         "instruction": PICTURE,  # of queries that say nothing of it, as most on the page do
