@@ -76,7 +76,12 @@ def contenders(options: argparse.Namespace, seed: int) -> dict[str, Component]:
         ],
     )
     last = trained(config)
-    stages = {"random": "LLaVA, random negatives", "hard": "+ modality-aware negatives", "text": "+ continual text"}
+    stages = {
+        "random": "LLaVA, random negatives",
+        "hard": "+ modality-aware negatives",
+        "hard_2": "+ a second round of them",
+        "text": "+ continual text",
+    }
     for stage, name in stages.items():
         model = (out / f"train_{stage}/model").resolve()
         if model.is_dir():

@@ -18,7 +18,8 @@ steered by an instruction:
 
 Deviations: what the paper's text does not settle is a setting: M^hard starts from the weights that M^rand started from,
 or from M^rand (`hard_from`); the temperature; the share of C1. Its hyperparameters (LoRA of rank 8, alpha 64, learning
-rate 1e-4) are not verified. Queries of tasks that only the last stage trains on are named in `text_tasks`.
+rate 1e-4) are not verified. Queries of tasks that only the last stage trains on are named in `text_tasks`. Steps 2 and 3
+may be done again with M^hard (`hard_rounds`), which the paper does not do.
 
 To reproduce (M-BEIR, global pool, mean of 16 tasks, hit@5 or hit@10): 52.7 (UniIR's CLIP-SF: 48.9).
 
@@ -85,7 +86,10 @@ class MMEmbed(MultimodalMethod):
         random_steps: PositiveInt = 1000
         """Steps of M^rand (the paper: 2 epochs)."""
         hard_steps: PositiveInt = 1000
-        """Steps of M^hard (the paper: 2 epochs)."""
+        """Steps of M^hard (the paper: 2 epochs), in each of its rounds."""
+        hard_rounds: PositiveInt = 1
+        """How often negatives are mined and M^hard is trained with them; a further round mines with the last one's
+        M^hard and goes on from it."""
         text_steps: int = Field(default=0, ge=0)
         """Steps that go on with text retrieval mixed in (about 4,500 in the paper); 0: none."""
         text_tasks: tuple[str, ...] = ()
@@ -129,13 +133,20 @@ class MMEmbed(MultimodalMethod):
         if self.config.text_steps and not self.config.text_tasks:
             raise ConfigError("text_steps: name the tasks of text retrieval that are mixed in: method.args.text_tasks")
         start = self._start(steps)
-        random = self._train(steps, "random", start, steps.positives("examples_positive"))
-        found_by = self._trained(random)
-        examples = steps.mine(found_by, steps.index(found_by, "random_index"), "examples_hard")
-        hard = self._train(steps, "hard", str(random) if self.config.hard_from == "random" else start, examples)
+        found_by = self._train(steps, "random", start, steps.positives("examples_positive"))
+        examples = self._mined(steps, found_by, "random_index", "examples_hard")
+        hard = self._train(steps, "hard", str(found_by) if self.config.hard_from == "random" else start, examples)
+        for number in range(2, self.config.hard_rounds + 1):
+            examples = self._mined(steps, hard, f"hard_index_{number}", f"examples_hard_{number}")
+            hard = self._train(steps, "hard", str(hard), examples, f"train_hard_{number}")
         if not self.config.text_steps:
             return self._trained(hard)
         return self._trained(self._train(steps, "text", str(hard), examples))
+
+    def _mined(self, steps: Steps, found_by: Path, index: str, examples: str) -> ExampleSet:
+        """Negatives among the hits of the weights `found_by`; the last two are folders."""
+        method = self._trained(found_by)
+        return steps.mine(method, steps.index(method, index), examples)
 
     def _trained(self, model: Path) -> Component:
         return self._with({"model": str(model), "start": "checkpoint", "tower": None})
@@ -149,10 +160,13 @@ class MMEmbed(MultimodalMethod):
         folder, seed = steps.config.out / "start", steps.train_config.seed
         return str(small_llava(self.config.model, folder, tower=str(self.config.tower), seed=seed).resolve())
 
-    def _train(self, steps: Steps, stage: Stage, model: str, examples: ExampleSet) -> Path:
-        """The weights that a stage ends with, trained from `model`."""
+    def _train(self, steps: Steps, stage: Stage, model: str, examples: ExampleSet, folder: str | None = None) -> Path:
+        """The weights that a stage ends with, trained from `model`; in `train_` and its name, or in `folder`."""
         config = steps.train_config.model_copy(update={"max_steps": getattr(self.config, f"{stage}_steps")})
         trained = steps.train(
-            self._with({"model": model, "start": "checkpoint", "stage": stage}), config, examples, f"train_{stage}"
+            self._with({"model": model, "start": "checkpoint", "stage": stage}),
+            config,
+            examples,
+            folder or f"train_{stage}",
         )
         return (trained.path / MODEL).resolve()

@@ -186,6 +186,9 @@ class ModalityConfig(Config):
 
     depth: int = Field(default=50, ge=1)
     """Hits of each query that are looked at. Where no positive is among them, all of another modality count."""
+    above_positive: bool = True
+    """Whether a hit of another modality is a negative only where it ranks above the positive, as in the paper; false:
+    wherever it ranks. A model puts the positives of its training queries first, and those of others it does not."""
     low_rank: int = Field(default=45, ge=0)
     """Hits of the positives' modality are negatives beyond this rank, down to `depth`; what is above may answer."""
     num_wrong_modality: int | None = Field(default=None, ge=0)

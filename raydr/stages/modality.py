@@ -12,7 +12,9 @@ give two kinds of negatives (Lin et al., ICLR 2025, arXiv 2411.02571):
 Notable: of several positives the one that ranks best counts, so that a wrong-modality negative stands above every
 positive that training can pair it with. Filters against false negatives apply to the second kind only: whether a
 passage answers is a guess, which modality it is of is not. (And `fraction` or `margin` would remove the whole first
-kind, which scores above the positive by definition.)
+kind, which scores above the positive by definition.) With `above_positive: false` the first kind is all of no right
+modality: what a model has been trained on it answers with the positive first, so that rule finds nothing there of what
+it gets wrong elsewhere.
 
     hard = by_modality(candidates, relevant, reader.modalities, score_limits(scores, config), config.modality_aware)
 """
@@ -78,8 +80,9 @@ def by_modality(
     line = np.arange(len(rows))[:, None]
     is_right = right_modalities(relevant, modalities)[line, modalities[rows]]
     ranks = np.arange(1, rows.shape[1] + 1)
-    above_the_positive = ~np.logical_or.accumulate(is_positive, axis=1)
-    wrong = is_other & ~is_right & above_the_positive
+    wrong = is_other & ~is_right
+    if config.above_positive:
+        wrong &= ~np.logical_or.accumulate(is_positive, axis=1)
     low = is_other & is_right & (ranks > config.low_rank)
     counts = Counter(candidates=int(found.sum()), removed_relevant=int(is_positive.sum()))
     for name, limit in limits.items():

@@ -63,8 +63,8 @@ class DemoImagesConfig(DemoSettings):
     """Steps in which the dual encoder learns to see."""
     random_steps: PositiveInt = 150
     """Steps of MM-Embed's first stage."""
-    hard_steps: PositiveInt = 150
-    """Steps of MM-Embed's second stage, with negatives by modality."""
+    hard_steps: PositiveInt = 100
+    """Steps of MM-Embed's second stage, with negatives by modality, in each of its two rounds."""
 
 
 def demo_images(config: DemoImagesConfig) -> None:
@@ -109,7 +109,11 @@ def _run(config: DemoImagesConfig, folder: str, method: Component, steps: int, l
         index=IndexConfig(factory="Flat"),
         search=SearchConfig(k=100),
         evaluate=EvaluateConfig(measures=["R@10", "R@5", "R@1"]),
-        mine=MineConfig(split="train", sources=["model"], modality_aware=ModalityConfig(depth=30, low_rank=0)),
+        mine=MineConfig(
+            split="train",
+            sources=["model"],
+            modality_aware=ModalityConfig(depth=30, low_rank=0, above_positive=False),
+        ),
         train=TrainConfig(
             batch_size=64,
             max_steps=steps,
@@ -141,6 +145,7 @@ def _mm_embed(config: DemoImagesConfig, *, tower: Path) -> RunConfig:
         "wrong_modality_share": 1,
         "random_steps": config.random_steps,
         "hard_steps": config.hard_steps,
+        "hard_rounds": 2,
         "instruction": PICTURE,  # of queries that say nothing of it, as most on the page do
         **LENGTHS,
     }

@@ -85,6 +85,12 @@ class TestFifty:
         fewer = ModalityConfig(num_wrong_modality=2, num_low_rank=1)
         assert found(self.ranked, self.modalities, [7], fewer)[0] == {"wrong_modality": [2, 4], "low_rank": [47]}
 
+    def test_another_modality_may_count_wherever_it_ranks(self):
+        config = ModalityConfig(above_positive=False)
+        anywhere = {"wrong_modality": list(range(2, 51, 2)), "low_rank": [47, 49]}
+        assert found(self.ranked, self.modalities, [7], config)[0] == anywhere
+        assert found(self.ranked, self.modalities, [1], config)[0] == anywhere
+
     def test_filters_are_for_those_of_low_rank(self):
         scores = [1 - 0.01 * rank for rank in self.ranked]
         config = MineConfig(margin=0.395, modality_aware=PAPER)

@@ -84,6 +84,7 @@ def test_pictures_are_drawn_learned_and_searched_and_a_second_run_makes_nothing_
     served = open_artifact(tmp_path / "mm_embed/index").manifest.details["encoder_version"]
     method = Component.model_validate(open_artifact(tmp_path / "mm_embed/method").manifest.details["method"]).build()
     assert method.encoder().version == served and method.config.instruction == PICTURE
+    assert "train_hard_2" in method.config.model and open_artifact(tmp_path / "mm_embed/hard_index_2/index")
     made = _manifests(tmp_path)
     demo_images(config)
     assert _manifests(tmp_path) == made
