@@ -18,8 +18,8 @@ steered by an instruction:
 
 Deviations: what the paper's text does not settle is a setting: M^hard starts from the weights that M^rand started from,
 or from M^rand (`hard_from`); the temperature; the share of C1. Its hyperparameters (LoRA of rank 8, alpha 64, learning
-rate 1e-4) are not verified. Queries of tasks that only the last stage trains on are named in `text_tasks`. Steps 2 and 3
-may be done again with M^hard (`hard_rounds`), which the paper does not do.
+rate 1e-4) are not verified. Queries of tasks that only the last stage trains on are named in `text_tasks`. Steps 2 and
+3 may be done again with M^hard (`hard_rounds`), which the paper does not do.
 
 To reproduce (M-BEIR, global pool, mean of 16 tasks, hit@5 or hit@10): 52.7 (UniIR's CLIP-SF: 48.9).
 
