@@ -31,7 +31,7 @@ def submitted_to(cluster: Mapping[str, str], script: str, settings: list[str]) -
     deadline = time.monotonic() + 180
     while True:
         done = subprocess.run(
-            [*command, *settings], cwd=REPOSITORY, env=place, capture_output=True, text=True, timeout=500
+            [*command, *settings], cwd=REPOSITORY, env=place, capture_output=True, text=True, timeout=1000
         )
         if "No available agent" not in done.stderr or time.monotonic() > deadline:  # a cluster that has just started
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,6 +127,14 @@ def test_a_model_is_compared_once_in_a_process_and_none_of_its_files_may_be_miss
         locate(str(model))
 
 
+def same_json(left: bytes, right: bytes) -> bool:
+    """Whether both say the same, as `1e-05` and `1E-05` do, and the last digits of some numbers."""
+    try:
+        return json.loads(left) == json.loads(right)
+    except ValueError:
+        return False
+
+
 def test_no_bit_of_a_manifest_changes_unseen(made, tmp_path):
     shutil.copytree(made / "search", tmp_path / "search")
     manifest = tmp_path / "search" / MANIFEST
@@ -133,6 +142,8 @@ def test_no_bit_of_a_manifest_changes_unseen(made, tmp_path):
     for place in range(len(content)):
         wrong = bytearray(content)
         wrong[place] ^= 1 << place % 8
+        if same_json(wrong, content):
+            continue
         manifest.write_bytes(wrong)
         with pytest.raises(ArtifactError, match=r"manifest\.json: not a raydr manifest"):
             open_artifact(tmp_path / "search")

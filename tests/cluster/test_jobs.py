@@ -66,11 +66,11 @@ def nodes() -> Iterator[dict[str, str]]:
     script = ["sh", str(HERE / "local.sh")]
     try:
         environment = {**os.environ, **place}
-        up = subprocess.run([*script, "up", "2"], env=environment, capture_output=True, text=True, timeout=240)
+        up = subprocess.run([*script, "up", "2"], env=environment, capture_output=True, text=True, timeout=800)
         assert up.returncode == 0, up.stderr
         yield place | dict(word.split("=", 1) for word in shlex.split(up.stdout) if "=" in word)
     finally:
-        subprocess.run([*script, "down"], env={**os.environ, **place}, check=True, timeout=60)
+        subprocess.run([*script, "down"], env={**os.environ, **place}, check=True, timeout=300)
         shutil.rmtree(home)
 
 

@@ -215,7 +215,7 @@ def site(ray_cluster: str, run: RunConfig) -> Iterator[Site]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_every_chart_of_the_dashboard_has_something_to_draw(prometheus, run, trained, cached, site):
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 180
     waiting = [(title, asked(query)) for title, query in QUERIES if title != EMPTY]
     for query in (query for title, query in QUERIES if title == EMPTY):
         prometheus.values(asked(query))  # which Prometheus understands
@@ -253,7 +253,7 @@ def test_a_trace_follows_a_query_through_its_deployments(site):
         "raydr.reranker": ("Reranker_windows", "raydr.rerank"),
     }
     wanted = Counter(["raydr.faiss", *inside, *(stage for _, stage in inside.values())])  # there are two shards
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while missing := wanted - Counter(span["name"] for span in _spans_of(request_id, site.traces)):
         assert time.monotonic() < deadline, missing
         time.sleep(0.5)

@@ -22,7 +22,7 @@ from raydr.llm.vllm_engine import VllmEngine, engine_arguments
 from tests.causal_lms import KINDS
 from tests.servers import free_port, wait_until_ready
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow]
 
 ATOL = 1e-4
 """Of a log-probability in float32; 4e-6 was seen."""

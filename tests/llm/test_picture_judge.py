@@ -318,7 +318,6 @@ def test_a_deployment_gives_it_pictures_and_says_that_it_reads_them(image_text_l
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_vllm_gives_the_scores_of_a_forward_pass(image_text_lm):
     """Prompts without, with one, and with two pictures of several shapes; all of a list at the same time."""
     folder = image_text_lm("LlavaNext")

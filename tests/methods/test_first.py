@@ -284,7 +284,6 @@ def test_a_small_network_learns_an_order_and_what_is_saved_reranks(causal_lm, tm
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("lora", [None, {"rank": 16, "alpha": 32, "target_modules": ["q_proj", "v_proj", "down_proj"]}])
 def test_training_on_ray_leaves_what_vllm_opens(causal_lm, tmp_path, ray_cluster, lora):
     """Two workers in bfloat16 with tied embeddings: all weights under ZeRO 3, or adapters that are merged into them."""
@@ -348,7 +347,6 @@ def small_run(tmp_path: Path, *settings: str) -> RunConfig:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_network_made_out_of_an_encoder_is_trained_on_ray(tmp_path, ray_cluster):
     train(small_run(tmp_path, "method.args.span_steps=0"))
     start, end = (load_file(tmp_path / f"out/{step}/model/model.safetensors") for step in ("start", "train"))

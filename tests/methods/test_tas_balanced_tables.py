@@ -238,7 +238,6 @@ def test_what_a_setting_changes_is_made_again_and_nothing_else(tmp_path, tiny_be
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_whole_training_is_one_run(ray_cluster, tmp_path, tiny_beir):
     """Cross-encoder, scores, ColBERT, clusters, student; run again, everything is there already."""
     config = validate(RunConfig, run_config(tmp_path, tiny_beir), where="test")

@@ -173,7 +173,7 @@ def test_a_request_id_stands_in_the_log_of_every_part(server):
 
     parts = {deployment["name"] for deployment in server.deployments}
     logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:  # each search is one replica's; with several, a few searches reach the one that is looked for
         server.http.post(
             "/v1/search", json={"query": "mice", "mode": "hybrid"}, headers={"X-Request-ID": "in-the-log-7"}
@@ -205,7 +205,7 @@ def test_raydrs_series_stand_beside_serves_own(server):
         f'ray_raydr_index_info{{.*index_version="{IndexReader.open(server.index).version}"',
         "ray_serve_num_ongoing_requests_at_replicas",
     }
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while missing := {series for series in wanted if not re.search(series, httpx.get(address, timeout=10).text)}:
         assert time.monotonic() < deadline, missing
         time.sleep(1)  # replicas report every few seconds
@@ -337,7 +337,7 @@ def test_an_index_that_cannot_be_used_leaves_the_old_one_serving(server, animals
     server.wait_for(version)
     for faulty in ({"index": tmp_path / "nothing"}, {"index": animals, "version": "0123"}):
         server.deploy(**faulty)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while "error" not in (ready := server.http.get("/ready").json()):
             assert time.monotonic() < deadline, ready
             time.sleep(0.1)
@@ -345,7 +345,7 @@ def test_an_index_that_cannot_be_used_leaves_the_old_one_serving(server, animals
         assert ready["index_version"] == version
         assert server.search(query="who hunts mice")["index_version"] == version
     server.deploy(animals, version=version)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while "error" in server.http.get("/ready").json():
         assert time.monotonic() < deadline
         time.sleep(0.1)

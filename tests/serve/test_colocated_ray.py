@@ -30,7 +30,7 @@ def served(animals, tmp_path):
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while "Ctrl-C stops" not in (shown := (tmp_path / "log").read_text()):
             assert process.poll() is None and time.monotonic() < deadline, shown[-3000:]
             time.sleep(0.2)

@@ -26,7 +26,7 @@ from raydr.types import Hit, Passage, Query
 from raydr.verbs.serve import serving
 from tests.servers import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 QUERY = "who hunts mice"
 
@@ -106,7 +106,8 @@ def test_killing_the_engine_under_load_gives_clear_errors_and_it_comes_back(site
     for thread in threads:
         thread.start()
     try:
-        time.sleep(2)
+        while len(answers) < len(threads):
+            time.sleep(0.05)
         cores = []
         for process in psutil.Process().children(recursive=True):  # other engines on this machine are not ours
             with suppress(psutil.Error):
@@ -114,7 +115,7 @@ def test_killing_the_engine_under_load_gives_clear_errors_and_it_comes_back(site
                     cores.append(process)
         (core,) = cores
         core.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         failed = False
         while time.monotonic() < deadline:
             last = answers[-1]

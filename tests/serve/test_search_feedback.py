@@ -20,7 +20,7 @@ QUERY = "the animal that guards the house at night"
 
 @pytest.fixture(scope="module")
 def judged(serve_in_process):
-    limits = {"rerank_timeout_s": 0.5, "documents": 50}
+    limits = {"rerank_timeout_s": 2, "documents": 50}
     return serve_in_process(rerankers=RERANKERS, limits=limits, feedback={"depth": 4})
 
 

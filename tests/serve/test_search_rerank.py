@@ -18,7 +18,7 @@ def reranking(serve_in_process):
         name: Component(import_path=f"tiny_serving:{kind}Reranker")
         for name, kind in {"lexical": "Lexical", "gone": "Failing"}.items()
     }
-    return serve_in_process(rerankers=rerankers, rerank_depth=4, limits={"rerank_timeout_s": 0.5})
+    return serve_in_process(rerankers=rerankers, rerank_depth=4, limits={"rerank_timeout_s": 2})
 
 
 def test_a_search_is_reordered_by_the_reranker_that_is_asked_for(reranking):
@@ -89,7 +89,7 @@ def test_rerankers_that_follow_each_other_share_one_limit(reranking):
     body = {"query": "slow", "k": 3, "on_rerank_failure": "keep_order", "rerank": True, "reranker": "gone"}
     started = time.monotonic()
     answer = reranking.post("/v1/search", json={**body, "feedback": {"scores": "gone"}}).json()
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 4
     assert answer["feedback"]["applied"] is answer["reranking"]["applied"] is False
     with pytest.raises(ValueError, match="must be less than request_timeout_s"):
         Limits(rerank_timeout_s=20, request_timeout_s=20)

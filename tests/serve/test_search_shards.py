@@ -14,7 +14,7 @@ from raydr.serve.config import Limits
 from raydr.serve.errors import ApiError
 from raydr.serve.fanout import ask
 
-LIMIT_S = 0.3
+LIMIT_S = 2
 SLOW = "slow"
 DIED = ActorUnavailableError("the replica died", None)
 FULL = BackPressureError(num_queued_requests=1, max_queued_requests=1)
@@ -84,11 +84,11 @@ def test_a_shard_that_does_not_answer_is_an_error_worth_another_try(application,
     shard = broken(fault)
     started = time.monotonic()
     response = application.post("/v1/search", json={"query": "mice", "k": 6})
-    assert time.monotonic() - started < LIMIT_S + 1
+    assert time.monotonic() - started < LIMIT_S + 10
     message = check_error(response, status, code)["message"]
     assert int(response.headers["Retry-After"]) >= 1
     if fault == SLOW:
-        assert "Shard1 did not answer within 0.3 s" in message
+        assert "Shard1 did not answer within 2 s" in message
         assert shard.cancelled == 1
 
 

@@ -16,7 +16,7 @@ import yaml
 from raydr.config import read_yaml
 from tests.servers import free_port, free_ports, wait_until_ready
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SEARCH = Path(__file__).parents[2] / "serve_configs" / "search.yaml"
 
@@ -74,7 +74,7 @@ def test_the_config_for_several_callers_is_deployed_and_wants_keys(cluster, anim
     application["deployments"][0]["user_config"]["index"] = str(animals)
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
     serve = str(Path(sys.executable).with_name("serve"))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while (done := subprocess.run([serve, "deploy", str(tmp_path / "search.yaml")], env=environment)).returncode:
         assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
         assert time.monotonic() < deadline, done
@@ -96,7 +96,7 @@ def test_the_config_for_several_callers_is_deployed_and_wants_keys(cluster, anim
         (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
         subprocess.run([serve, "deploy", str(tmp_path / "search.yaml")], env=environment, check=True)
         tenant = {"Authorization": f"Bearer {made.stderr.split()[-1]}"}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while (answer := http.post("/v1/search", json=body, headers=tenant)).status_code == 401:
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -35,7 +35,7 @@ def test_serve_run_of_the_local_config_answers_and_stops(animals, tmp_path):
     )
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_until_ready(f"{address}/ready", process, tmp_path / "log", timeout_s=200)
+        wait_until_ready(f"{address}/ready", process, tmp_path / "log", timeout_s=600)
         answer = httpx.post(f"{address}/v1/search", json={"query": "who hunts mice", "mode": "hybrid"}, timeout=60)
         assert answer.status_code == 200, answer.text
         assert {hit["id"] for hit in answer.json()["hits"][:2]} == {"cat", "owl"}

@@ -34,7 +34,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     before = dict(os.environ)
     os.environ.update(VARIABLES, AWS_ENDPOINT_URL=address)
     try:
-        wait_until_ready(f"{address}/moto-api/data.json", server, log, timeout_s=30)
+        wait_until_ready(f"{address}/moto-api/data.json", server, log, timeout_s=120)
         boto3.client("s3").create_bucket(Bucket="raydr-tests")
         yield address
     finally:

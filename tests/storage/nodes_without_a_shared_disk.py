@@ -68,17 +68,19 @@ class Nodes:
         while sum(node["Alive"] for node in ray.nodes()) != 1 + len(self._nodes):
             time.sleep(0.5)
 
-    def take_one_away(self, when: Callable[[Path], bool]) -> threading.Thread:
-        """Ends the first node for whose cache `when` holds, at once."""
+    def take_one_away(self, when: Callable[[Path], bool]) -> threading.Event:
+        """Ends the first node for whose cache `when` holds, at once; says when it holds."""
+        held = threading.Event()
 
         def act() -> None:
             while not (found := [cache for cache in self._nodes if when(cache)]):
                 time.sleep(0.05)
-            self.cluster.remove_node(self._nodes.pop(found[0]), allow_graceful=False)
+            node = self._nodes.pop(found[0])
+            held.set()
+            self.cluster.remove_node(node, allow_graceful=False)
 
-        thread = threading.Thread(target=act, daemon=True)
-        thread.start()
-        return thread
+        threading.Thread(target=act, daemon=True).start()
+        return held
 
 
 def trained(nodes: Nodes, folder: Path, scratch: Path) -> tuple[Artifact, bool]:
@@ -88,7 +90,7 @@ def trained(nodes: Nodes, folder: Path, scratch: Path) -> tuple[Artifact, bool]:
     log = folder.relative_to(os.environ["RAYDR_CACHE"]) / "train" / METRICS
     taken = nodes.take_one_away(lambda cache: len(read_metrics(cache / log)) >= 8)  # the node that trains
     model = train_model(method, config, write_topic_examples(folder / "examples"), folder / "train")
-    return model, not taken.is_alive()
+    return model, taken.is_set()
 
 
 def main(url: str, data: str, caches: Path, port: int) -> dict[str, Any]:
@@ -107,8 +109,7 @@ def main(url: str, data: str, caches: Path, port: int) -> dict[str, Any]:
     files = bucket_of(run.out / "embed/embeddings")
     assert files is not None
     taken = nodes.take_one_away(lambda _: len(files.sizes()) >= 3)
-    found: dict[str, Any] = {"embedded": embed(run).manifest.counts, "taken while embedding": not taken.is_alive()}
-    taken.join(timeout=60)
+    found: dict[str, Any] = {"embedded": embed(run).manifest.counts, "taken while embedding": taken.is_set()}
     nodes.add()
     nodes.settle()
     built = index(run)

@@ -39,12 +39,11 @@ def collection(tmp_path) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_nodes_without_a_shared_disk(url, collection, tmp_path):
     script = REPOSITORY / "tests/storage/nodes_without_a_shared_disk.py"
     command = [sys.executable, str(script), url, str(collection), str(tmp_path / "caches"), str(free_port())]
     own = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAYDR_CACHE": str(tmp_path / "caches/driver")}
-    done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, text=True, timeout=1150)
     assert done.returncode == 0, done.stderr[-6000:]
     found = json.loads(done.stdout.splitlines()[-1])
 

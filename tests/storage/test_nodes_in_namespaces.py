@@ -42,7 +42,7 @@ LOST = {"ConnectError", "ConnectTimeout", "ReadError", "RemoteProtocolError"}
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif("RAYDR_FIRE" not in os.environ, reason="minutes of two cores; RAYDR_FIRE=1 asks for it")
 def test_nodes_that_speak_over_a_network_and_lose_it(tmp_path):
     if (reason := why_not()) is not None:
@@ -58,7 +58,7 @@ def test_nodes_that_speak_over_a_network_and_lose_it(tmp_path):
     try:
         with Machines("head", "a", "b") as machines:
             done = subprocess.run(
-                machines.inside("head", script), cwd=REPOSITORY, env=own, capture_output=True, text=True, timeout=850
+                machines.inside("head", script), cwd=REPOSITORY, env=own, capture_output=True, text=True, timeout=1750
             )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -13,7 +13,7 @@ from raydr.train.evaluate import evaluate
 from raydr.train.trainer import read_metrics, train_model
 from tests.train.tiny import SETTINGS, losses, tiny_checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from raydr.types import Passage, Query
 from tests.encoders.test_multimodal import checkpoint, picture
 from tests.train.tiny import SETTINGS, losses
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 COLORS = {"red": (220, 20, 30), "blue": (10, 30, 200), "green": (20, 160, 60), "yellow": (240, 210, 30)}
 # So large an epsilon has Adam forgive no factor, and blow up no rounding error.

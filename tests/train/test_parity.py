@@ -44,7 +44,7 @@ def run_workers(out: Path, world_size: int) -> dict[str, dict]:
         for rank in range(world_size)
     ]
     for worker in workers:
-        output, _ = worker.communicate(timeout=280)
+        output, _ = worker.communicate(timeout=850)
         assert worker.returncode == 0, output[-4000:]
     return json.loads((out / "results.json").read_text())
 

@@ -23,7 +23,7 @@ from raydr.types import Passage, Query
 from tests.train import tiny
 from tests.train.tiny import losses
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SETTINGS = {**tiny.SETTINGS, "chunk_tokens": 200}
 

@@ -19,7 +19,7 @@ from raydr.verbs.demo_images import DemoImagesConfig, demo_images
 from tests.methods.conftest import instant_training  # noqa: F401
 from tests.servers import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.mark.ray
@@ -100,7 +100,7 @@ def _demo(out: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=850,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert f"http://127.0.0.1:{port}" in done.stdout

@@ -114,10 +114,10 @@ def test_as_a_script(source, tmp_path):
     run = indexed(source, tmp_path / "out")
     settings = [f"data.path={source}", f"out={tmp_path}/out", "runtime=local", "mine.num_negatives=3"]
     command = [sys.executable, "jobs/mine.py", str(CONFIG), *settings]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert set(negatives(ExampleSet.open(run.out / "examples"))) == {"q1", "t1"}
-    done = subprocess.run([*command, "mine.split=dev"], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*command, "mine.split=dev"], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert "no judgements for the split 'dev'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -19,7 +19,7 @@ from raydr.train.trainer import read_metrics
 from tests.jobs import submitted
 from tests.train.tiny import tiny_checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAYERS = ("ranker", "retriever")
