@@ -64,12 +64,12 @@ def corpora(texts: st.SearchStrategy[str], titles: st.SearchStrategy[str]) -> st
 
 @pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet])
 @given(passages=corpora(TEXTS, TEXTS | st.just("")))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_text(write: Callable[[Path, list[Passage]], None], passages: list[Passage]) -> None:
     assert back(write, passages) == passages
 
 
 @given(passages=corpora(ONE_LINE, st.just("")))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_text_of_one_line_in_ms_marco(passages: list[Passage]) -> None:
     assert back(write_msmarco, passages) == passages

@@ -37,7 +37,7 @@ def covered(pieces: list[str], document: str) -> bool:
     max_tokens=st.integers(1, 12),
     overlap=st.integers(0, 11),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nothing_is_lost(text: str, max_tokens: int, overlap: int) -> None:
     config = SplitDocuments(max_tokens=max_tokens, overlap_tokens=min(overlap, max_tokens - 1))
     [pieces] = DocumentSplitter(config).split([text])

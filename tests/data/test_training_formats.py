@@ -54,7 +54,7 @@ def examples(name: str) -> st.SearchStrategy[TrainingExample]:
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_round_trip(name: str, data: st.DataObject) -> None:
     example = data.draw(examples(name))
     [record], lost = FORMATS[name].write(example)

@@ -30,7 +30,7 @@ def best(scores: np.ndarray, ids: list[str], k: int, allowed: np.ndarray) -> lis
     return sorted(rows, key=lambda row: (-scores[row], ids[row]))[:k]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), num=st.integers(1, 50), k=st.integers(1, 60), masked=st.booleans())
 def test_the_index_is_brute_force(seed, num, k, masked):
     embeddings, queries = drawn(num, seed=seed), drawn(6, seed=seed + 1)

@@ -22,7 +22,7 @@ def test_an_index_in_memory_keeps_the_contract(factory):
     check_index(lambda: VectorIndex(factory))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_rows=st.integers(1, 60),
     dim=st.integers(1, 5),

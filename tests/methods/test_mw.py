@@ -94,7 +94,7 @@ def test_sees_the_shift_of_a_query_that_contrastive_does_not():
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 4), st.floats(0.01, 10), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bounds_the_area_over_the_curve(seed, num_queries, group_size, temperature, tied):
     scores, positives = random_batch(num_queries, group_size, seed=seed)
     scores = scores.round(decimals=1) if tied else scores
@@ -324,7 +324,7 @@ class TestMasking:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_area_of_a_batch_is_that_of_the_evaluation(seed, num_positives, num_negatives):
     rng = np.random.default_rng(seed)
     positives, negatives = (rng.integers(-3, 4, size=size).astype(float) for size in (num_positives, num_negatives))

@@ -198,7 +198,7 @@ def test_training_by_hand():
 COUNTS = st.integers(10_000, 10**11)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(COUNTS, st.sampled_from(["Flat", "SQ8", "HNSW32", "IVF1024,SQ8", "IVF4096,PQ48"]), st.integers(2, 50))
 def test_more_passages_never_need_less(passages, factory, times):
     few, many = (
@@ -215,7 +215,7 @@ def test_more_passages_never_need_less(passages, factory, times):
             assert getattr(many[name], figure) >= getattr(few[name], figure) * 0.999, (name, figure)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(10_000, 10**9), st.floats(0.1, 1e4), st.floats(1.01, 100))
 def test_more_queries_and_less_time_never_need_fewer_nodes(passages, qps, times):
     base = planned(f"corpus.passages={passages}", f"search.qps={qps}", "stages=[search]")
@@ -223,7 +223,7 @@ def test_more_queries_and_less_time_never_need_fewer_nodes(passages, qps, times)
     assert busier["search"].nodes >= base["search"].nodes
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1000, 10**9), st.floats(20, 5000))
 def test_the_latency_planned_is_kept_or_a_warning_says_what_can_be_had(passages, p99_ms):
     plan = planned(f"corpus.passages={passages}", f"search.p99_ms={p99_ms}", "stages=[search]")
