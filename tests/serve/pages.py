@@ -51,7 +51,7 @@ def watched_page(browser: Any, site: str, name: str) -> Iterator[Any]:
     RAYDR_SHOTS: a folder that keeps a picture of it as it is in the end, under `name`.
     """
     context = browser.new_context(base_url=site, viewport={"width": 1100, "height": 860}, color_scheme="light")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(120_000)
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))

@@ -1,4 +1,4 @@
-"""The search page in a real Chromium, against the really served application.
+"""The search page in a real Chromium, against the really served application, without Ray.
 
 Notable: the corpus holds a passage that tries to be markup and one whose highlights lie behind an emoji; every answer
 of the page is compared with what the HTTP API gives for the same request. Only failures that cannot be caused here
@@ -23,9 +23,8 @@ import pytest
 from pages import CONTRAST, site_in_process, watched_page
 
 from raydr.serve.errors import ApiError
-from tests.servers import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.browser]
+pytestmark = pytest.mark.browser
 
 KEY = "a key for this test"
 PASSAGES = [  # id, title, text, kind
@@ -61,15 +60,12 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(ray_cluster: None, index: Path) -> Iterator[str]:
-    """Address of the page as Ray Serve serves it."""
-    from raydr.config import Component
-    from raydr.verbs.serve import serving
-
+def site(index: Path) -> Iterator[str]:
+    """Address of the page; test_serve_run_ray.py has it from Ray Serve."""
     path = "raydr.encoders.cross_encoder:CrossEncoderReranker"  # on an encoder its head is new: some order or other
-    rerankers = {"cross-encoder": Component(import_path=path, args={"model": "minilm", "precision": "float32"})}
-    with serving(index, host="127.0.0.1", port=free_port(), rerankers=rerankers) as address:
-        yield f"{address}/"
+    rerankers = {"cross-encoder": {"import_path": path, "args": {"model": "minilm", "precision": "float32"}}}
+    with site_in_process(index, rerankers=rerankers) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

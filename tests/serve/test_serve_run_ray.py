@@ -1,6 +1,7 @@
 """`serve run` itself, in a process of its own: a config file, a cluster that it starts, an answer, Ctrl-C."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,10 @@ def test_serve_run_of_the_local_config_answers_and_stops(animals, tmp_path):
         answer = httpx.post(f"{address}/v1/search", json={"query": "who hunts mice", "mode": "hybrid"}, timeout=60)
         assert answer.status_code == 200, answer.text
         assert {hit["id"] for hit in answer.json()["hits"][:2]} == {"cat", "owl"}
+        page = httpx.get(f"{address}/", timeout=60)
+        files = set(re.findall(r'(?:src|href)="(ui/[^"]+)"', page.text))
+        assert len(files) > 1
+        assert {httpx.get(f"{address}/{file}", timeout=60).status_code for file in files} == {200}
         process.send_signal(signal.SIGINT)
         process.wait(90)
         with pytest.raises(httpx.TransportError):
