@@ -63,7 +63,7 @@ def test_a_reranker_that_is_gone_is_an_error_or_keeps_the_order(reranking):
     slow = {**body, "query": "slow"}
     check_error(reranking.post("/v1/search", json=slow), 504, "rerank_timeout")
     late = reranking.post("/v1/search", json={**slow, "on_rerank_failure": "keep_order"}).json()
-    assert "0.5 s" in late["reranking"]["reason"]
+    assert "within 2 s" in late["reranking"]["reason"]
     response = reranking.post("/v1/rerank", json={"query": "q", "documents": ["a"], "model": "gone"})
     check_error(response, 503, "reranker_unavailable")
 
