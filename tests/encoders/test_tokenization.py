@@ -74,7 +74,7 @@ def tokenizers() -> dict[str, Tokenizer]:
 @example(text="東京" * 2000, max_tokens=5)
 @example(text="word " * 2000, max_tokens=24)
 @example(text="wor d\n" * 2000, max_tokens=24)
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_equals_tokenising_the_whole_text(tokenizers, kind, text, max_tokens):
     # One character per token makes the prefix far too short at first, so the check and the doubling are exercised.
     whole = Tokenizer.from_str(tokenizers[kind].to_str())

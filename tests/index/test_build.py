@@ -29,7 +29,7 @@ def embedded(tmp_path_factory):
     return embedded_corpus(tmp_path_factory.mktemp("corpus"), passages, EMBEDDINGS)
 
 
-@pytest.mark.parametrize("num_shards", [1, 7, 100])
+@pytest.mark.parametrize("num_shards", [1, 2, 7, 60, 100])
 def test_many_shards_are_one_shard_are_brute_force(embedded, tmp_path, num_shards):
     build_index(*embedded, IndexConfig(num_shards=num_shards, bm25=None), tmp_path / "index", use_ray=False)
     reader = IndexReader.open(tmp_path / "index")
