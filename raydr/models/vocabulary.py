@@ -2,9 +2,10 @@
 
 A position's hidden state is normalised anew and multiplied with the input word embeddings, from `shift` on; every
 dimension keeps its highest value over all positions, and elu1p makes it positive. Dimension j is token id j + shift.
-Notable: `[text, token, vocab]` is never whole: the maximum is taken over a few positions at a time, and the backward
-pass goes to the position that won, which the forward pass has noted. Logits are computed in the precision of the
-weights, all else in float32. Source: Zhou et al. 2024 (arXiv 2212.07699).
+Notable: `[text, token, vocab]` is never whole: the maximum is taken over a few texts of like length at a time, and the
+backward pass goes to the positions that won, which the forward pass has noted: a sparse matrix with one entry for each
+text and word. Logits are computed in the precision of the weights, all else in float32. Source: Zhou et al. 2024
+(arXiv 2212.07699).
 
     tower = VocabularyTower(AutoModel.from_pretrained(path), shift=999)
     weights = tower(input_ids, attention_mask)
@@ -21,8 +22,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-MAX_LOGITS = 2**26
-"""Logits that are in memory at once, of all texts of a batch together (128 MB in bfloat16)."""
+MAX_LOGITS = 2**24
+"""Logits that are in memory at once, of all texts of a batch together (32 MB in bfloat16)."""
+LIKE = 0.8
+"""Texts are worked on together that are at least so long as this share of the longest of them."""
 
 
 def elu1p(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -90,13 +93,12 @@ def highest_over_positions(
     max_logits: int = MAX_LOGITS,
 ) -> Float[Tensor, "text vocab"]:
     """Each word's highest logit over the positions whose mask is 1 (None: all); `max_logits` are in memory at once."""
-    at_once = max(1, max_logits // max(1, len(hidden) * len(words)))
-    best: Any = _HighestOverPositions.apply(hidden, words, mask, at_once)
+    best: Any = _HighestOverPositions.apply(hidden, words, mask, max_logits)
     return best
 
 
 class _HighestOverPositions(torch.autograd.Function):
-    """`(hidden @ words.T).amax(dim=1)` over the positions whose mask is 1, `at_once` positions at a time."""
+    """`(hidden @ words.T).amax(dim=1)` over the positions whose mask is 1, piece by piece."""
 
     @staticmethod
     def forward(
@@ -104,44 +106,59 @@ class _HighestOverPositions(torch.autograd.Function):
         hidden: Float[Tensor, "text token dim"],
         words: Float[Tensor, "vocab dim"],
         mask: Int[Tensor, "text token"] | None,
-        at_once: int,
+        max_logits: int,
     ) -> Float[Tensor, "text vocab"]:
         num_texts, num_tokens, _ = hidden.shape
+        lengths = [num_tokens] * num_texts
+        if mask is not None:  # up to the last position that counts
+            lengths = (mask.ne(0) * torch.arange(1, num_tokens + 1, device=mask.device)).amax(dim=1).tolist()
         best = hidden.new_full((num_texts, len(words)), float("-inf"))
         place = torch.zeros_like(best, dtype=torch.int32)
-        for start, end in _spans(num_tokens, at_once):
-            logits = hidden[:, start:end] @ words.T
+        for rows, start, end in _pieces(lengths, max(1, max_logits // len(words))):
+            texts = torch.tensor(rows, device=hidden.device)
+            logits = hidden[texts, start:end] @ words.T
             if mask is not None:
-                logits.masked_fill_(mask[:, start:end, None] == 0, float("-inf"))
+                logits.masked_fill_(mask[texts, start:end, None] == 0, float("-inf"))
             top, position = logits.max(dim=1)
-            is_better = top > best
-            best = torch.where(is_better, top, best)
-            place = torch.where(is_better, (position + start).int(), place)
+            is_better = top > best[texts]
+            best[texts] = torch.where(is_better, top, best[texts])
+            place[texts] = torch.where(is_better, (position + start).int(), place[texts])
         ctx.save_for_backward(hidden, words, place)
-        ctx.at_once = at_once
         return best
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
         hidden, words, place = ctx.saved_tensors
-        of_hidden = torch.empty_like(hidden)
-        trains_words = ctx.needs_input_grad[1]  # not where only adapters are trained
-        of_words = torch.zeros_like(words, dtype=torch.float32) if trains_words else None
-        for start, end in _spans(hidden.shape[1], ctx.at_once):
-            own = (place >= start) & (place < end)
-            of_logits = gradient.new_zeros(len(hidden), end - start, len(words))
-            column = (place - start).clamp(0, end - start - 1).long()
-            of_logits.scatter_(1, column[:, None], (gradient * own)[:, None])
-            of_hidden[:, start:end] = of_logits @ words
-            if of_words is not None:
-                of_words += of_logits.flatten(0, 1).T @ hidden[:, start:end].flatten(0, 1)
-        return of_hidden, None if of_words is None else of_words.to(words.dtype), None, None
+        num_texts, num_tokens, _ = hidden.shape
+        # Of a text's logits of one word, only the highest has a gradient: a sparse matrix, a row for each token.
+        token = place + num_tokens * torch.arange(num_texts, device=place.device)[:, None]
+        word = torch.arange(len(words), device=place.device).expand_as(token)
+        of_logits = torch.sparse_coo_tensor(
+            torch.stack([token.flatten(), word.flatten()]),
+            gradient.flatten().float(),
+            (num_texts * num_tokens, len(words)),
+            check_invariants=False,
+        )
+        of_hidden = (of_logits @ words.float()).view_as(hidden).to(hidden.dtype)
+        of_words = None
+        if ctx.needs_input_grad[1]:  # not where only adapters are trained
+            of_words = (of_logits.t() @ hidden.flatten(0, 1).float()).to(words.dtype)
+        return of_hidden, of_words, None, None
 
 
-def _spans(num_tokens: int, at_once: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, num_tokens, at_once):
-        yield start, min(start + at_once, num_tokens)
+def _pieces(lengths: list[int], at_once: int) -> Iterator[tuple[list[int], int, int]]:
+    """Texts of like length, and a span of their positions, `at_once` positions of all of them together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while order:
+        longest = lengths[order[-1]]
+        like = sum(lengths[row] >= LIKE * longest for row in order)
+        num = min(like, max(1, at_once // max(1, longest)))
+        rows = order[-num:]
+        del order[-num:]
+        width = max(1, at_once // num)
+        for start in range(0, longest, width):
+            yield rows, start, min(start + width, longest)
 
 
 def top_mask(weights: Float[Tensor, "text vocab"], k: int) -> Bool[Tensor, "text vocab"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydr.models.tokens import Tokens
 from raydr.models.towers import Towers
-from raydr.models.vocabulary import VocabularyTower, bag_of_tokens, elu1p, top_mask
+from raydr.models.vocabulary import VocabularyTower, bag_of_tokens, elu1p, highest_over_positions, top_mask
 
 SHIFT, WORDS, TOPK = 10, 200, 16
 
@@ -79,6 +79,27 @@ def test_weights_and_gradients_are_those_of_all_logits_at_once(max_logits):
     tied = found["chunks"]["transformer.embeddings.word_embeddings.weight"]
     assert tied[SHIFT:].abs().sum() > 0
     assert found["chunks"]["norm.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("max_logits", [1, 50, 130, 10**6])
+def test_the_highest_is_looked_for_wherever_the_mask_is_1(max_logits):
+    """Padding on the left, gaps, a text of which nothing counts, and texts of very different lengths."""
+    generator = torch.Generator().manual_seed(3)
+    hidden, words = torch.randn(7, 9, 4, generator=generator), torch.randn(13, 4, generator=generator)
+    mask = torch.zeros(7, 9, dtype=torch.long)
+    mask[0, 6:], mask[1, ::2], mask[2, :2], mask[4], mask[5, 0], mask[6, 8] = 1, 1, 1, 1, 1, 1
+    found, wanted = [], []
+    for results, highest in (
+        (found, lambda h, w: highest_over_positions(h, w, mask, max_logits=max_logits)),
+        (wanted, lambda h, w: (h @ w.T).masked_fill(mask[:, :, None] == 0, float("-inf")).amax(dim=1)),
+    ):
+        own = hidden.clone().requires_grad_(), words.clone().requires_grad_()
+        best = highest(*own)
+        (best.sigmoid() * torch.arange(13)).sum().backward()
+        results += [best.detach(), *(value.grad for value in own)]
+    assert (found[0][3] == float("-inf")).all()
+    for value, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(value, other)
 
 
 def test_a_texts_weights_do_not_depend_on_its_batch_unless_padding_is_pooled():
