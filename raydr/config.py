@@ -153,6 +153,8 @@ def validate(schema: type[C], values: Mapping[str, Any], *, where: str) -> C:
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
                 message = "unknown key" + _nearest(str(fault["loc"][-1]), _known_keys(schema, fault["loc"][:-1]))
+            elif fault["type"] == "value_error" and isinstance(fault["input"], Mapping):
+                pass  # values that do not go together, which the message names: no need of all the others
             elif fault["type"] != "missing" and not is_secret(location, fault["input"]):
                 message += f" (got {fault['input']!r})"
             lines.append(f"  {location or '(top level)'}: {message}")

@@ -140,7 +140,7 @@ def deja_vu(config: DejaVuConfig) -> tuple[Path, Path]:
         runtime=config.runtime,
         data=DataConfig(path=str(artifact.path / _FILE), format="parquet"),
         method=method,
-        index=IndexConfig(factory="Flat"),
+        index=IndexConfig(factory="Flat", bm25=None),  # nobody asks by words here
     )
     _say("finding names and embedding" if config.masking else "embedding")
     embed(run)

@@ -102,4 +102,10 @@ def test_mistakes_are_told_in_words(files, tmp_path, capsys, options, words):
     assert main(["deja-vu", *files, "--out", str(tmp_path / "out"), *options]) == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
-    assert "Traceback" not in message
+    assert "Traceback" not in message and "(got {" not in message
+
+
+def test_articles_without_a_word_are_an_archive_as_well(files, tmp_path):
+    (tmp_path / "old.csv").write_text("ocr_text\n.\nx\n")
+    assert main(["deja-vu", *files, "--out", str(tmp_path / "out"), "--no-masking"]) == 0
+    assert {row["text"] for row in table(tmp_path / "out")} == {".", "x"}
