@@ -5,6 +5,7 @@
     python benchmarks/vdr.py sparsity --data ../shared/data --collection squad --model runs/vdr/sidr-0/train/model \
         --work runs/vdr --out results/vdr_sparsity
     python benchmarks/vdr.py engines --passages 20000 --out results/vdr_engines
+    python benchmarks/vdr.py pooling --out results/vdr_pooling
 
 learn: `contrastive_small.yaml`, and `vdr_small.yaml` without and with SiDR's terms, train on the collection's training
     questions with the same number of steps. Each is searched in every way it knows, on the test questions and, without
@@ -15,6 +16,8 @@ learn: `contrastive_small.yaml`, and `vdr_small.yaml` without and with SiDR's te
 sparsity: nDCG@10, R@100 and bytes by how many dimensions of a passage are kept, drawn in OUT.png.
 engines: scoring random sparse embeddings with SciPy in three ways and, where it is installed, with Seismic, which is
     approximate (`pip install pyseismic-lsr`); rounds interleaved.
+pooling: forward and backward pass of each word's highest logit over positions, 64 texts in bfloat16, against the
+    formula as it stands, with all logits in memory; rounds interleaved.
 
 Finished steps are used as they are, so an interrupted run goes on. A tiny run: `--set train.max_steps=2 \
 mine.max_queries=40 --max-passages 300`.
@@ -297,6 +300,34 @@ def seismic(passages: Any, queries: Any) -> Any:
     return run
 
 
+def pooling(options: argparse.Namespace) -> None:
+    import torch
+
+    from raydr.models.vocabulary import highest_over_positions
+
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(29523, 384, generator=generator).bfloat16().requires_grad_()
+    long, short = (torch.randint(low, high, (64,), generator=generator) for low, high in ((80, 161), (3, 10)))
+    mixed = torch.where(torch.arange(64) < 24, long, short)
+    lines = []
+    for name, lengths in (
+        ("64 of 160 tokens", torch.full((64,), 160)),
+        ("24 of 80 to 160, 40 of 3 to 9", mixed),
+        ("64 of 3 to 9", short),
+    ):
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        hidden = torch.randn(*mask.shape, 384, generator=generator).bfloat16().requires_grad_()
+        contenders = {
+            "raydr": lambda h=hidden, m=mask: highest_over_positions(h, words, m).float().sum().backward(),
+            "all logits at once": lambda h=hidden, m=mask: (
+                (h @ words.T).masked_fill(m[:, :, None] == 0, float("-inf")).amax(dim=1).float().sum().backward()
+            ),
+        }
+        lines += [[name, contender, spread(times)] for contender, times in rounds(contenders, options.rounds).items()]
+    table = markdown(["texts", "contender", "seconds, forward and backward"], lines)
+    write(options.out, "The highest logit over positions", table, {"lines": lines})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -315,11 +346,13 @@ def main() -> None:
     command.add_argument("--passages", type=int, default=20_000)
     command.add_argument("--entries", type=int, default=512)
     command.add_argument("--queries", type=int, default=32)
-    command.add_argument("--rounds", type=int, default=3)
+    commands.add_parser("pooling")
+    for name in ("engines", "pooling"):
+        commands.choices[name].add_argument("--rounds", type=int, default=3)
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    {"learn": learn, "sparsity": sparsity, "engines": engines}[options.command](options)
+    {"learn": learn, "sparsity": sparsity, "engines": engines, "pooling": pooling}[options.command](options)
 
 
 if __name__ == "__main__":

@@ -120,8 +120,9 @@ class _HighestOverPositions(torch.autograd.Function):
             if mask is not None:
                 logits.masked_fill_(mask[texts, start:end, None] == 0, float("-inf"))
             top, position = logits.max(dim=1)
-            is_better = top > best[texts]
-            best[texts] = torch.where(is_better, top, best[texts])
+            before = best[texts]
+            is_better = top > before
+            best[texts] = torch.where(is_better, top, before)
             place[texts] = torch.where(is_better, (position + start).int(), place[texts])
         ctx.save_for_backward(hidden, words, place)
         return best
